@@ -16,10 +16,11 @@ class Registry(Generic[T]):
     """A table of callables (classes or functions) of one kind, found by name.
 
     A registry knows the package its members live in and imports every module of it when first asked, so a new
-    member needs no entry anywhere: it is there because its file is there. `py:module:attribute` reaches anything else.
+    member needs no entry anywhere: it is there because its file is there. A registry without a package holds what
+    the module that defines it enters. `py:module:attribute` reaches anything else.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str | None = None) -> None:
         """Make an empty table for things called `kind` ("method", ...) living in `package`."""
         self.kind = kind
         self._package = package
@@ -68,7 +69,7 @@ class Registry(Generic[T]):
         return name in self._members
 
     def _discover(self) -> None:
-        if self._complete:
+        if self._complete or self._package is None:
             return
         self._complete = True
         package = importlib.import_module(self._package)

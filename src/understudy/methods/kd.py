@@ -1,0 +1,39 @@
+"""Classical knowledge distillation."""
+
+from __future__ import annotations
+
+import torch
+
+from understudy import objectives
+from understudy.methods.method import Method, Step
+
+
+class KD(Method, name="kd"):
+    """Match the teacher's softened class probabilities.
+
+    Paper: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
+    Equation: T^2 * KL(softmax(t / T) || softmax(s / T)), mean over samples, in nats.
+    Labels: not used; add `supervised` to use them (the paper's sum is `supervised` at 1 - alpha and `kd` at alpha).
+    Fails when: the teacher is worse than the student would be alone, or so confident that its probabilities say
+    no more than its top class; raise the temperature then.
+
+    Args:
+        temperature: T; 4 is the usual value for CIFAR-100, 1 to 2 for few classes.
+    """
+
+    def __init__(self, temperature: float = 4.0) -> None:
+        """Keep the configuration."""
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}; it must be greater than 0")
+        self.temperature = temperature
+
+    def loss(self, step: Step) -> torch.Tensor:
+        """Return the mean over the samples."""
+        assert step.student.logits is not None and step.teacher.logits is not None
+        return objectives.kd(
+            step.student.logits,
+            step.teacher.logits,
+            temperature=self.temperature,
+            weight=step.batch.weight,
+        )

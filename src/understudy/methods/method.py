@@ -1,0 +1,191 @@
+"""What a distillation method is, and what it sees."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from understudy.data.batch import Batch
+from understudy.errors import UnderstudyError, suggestion
+from understudy.methods.wiring import Wiring
+from understudy.models.outputs import Outputs
+from understudy.registry import Registry
+from understudy.tasks.classification import Classification
+
+methods: Registry[type[Method]] = Registry("method", "understudy.methods")
+"""All methods by name; one file each in `methods/`."""
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that changes over a stage: `start` until progress `begin`, `end` from progress `finish`, linear between."""
+
+    start: float
+    end: float
+    begin: float = 0.0
+    finish: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the two points."""
+        if not 0 <= self.begin < self.finish <= 1:
+            raise ValueError(
+                f"a ramp needs 0 <= begin < finish <= 1; got begin={self.begin}, finish={self.finish}"
+            )
+
+    def __call__(self, progress: float) -> float:
+        """Return the weight at `progress` in [0, 1]."""
+        share = min(1.0, max(0.0, (progress - self.begin) / (self.finish - self.begin)))
+        return self.start + share * (self.end - self.start)
+
+
+class Method(nn.Module):
+    """Base of every method. A method overrides only what it needs.
+
+    The constructor's typed keywords are the method's configuration: each is kept as an attribute of the same name, from which
+    `config` reads it. `class KD(Method, name="kd")` enters the class into the registry.
+    """
+
+    name: ClassVar[str] = "method"
+    needs_labels: ClassVar[bool] = False
+    """Whether samples without a label are of no use to the method."""
+    needs_teacher: ClassVar[bool] = True
+    """Whether `loss` asks for a teacher."""
+
+    weight: float | Ramp
+
+    def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
+        """Enter the class into the registry under `name`."""
+        super().__init_subclass__(**kwargs)
+        cls.name = name or cls.__name__.lower()
+        if name is not None:
+            methods.add(name, cls)
+
+    def __init__(self) -> None:
+        """Start with weight 1."""
+        super().__init__()
+        self.weight = 1.0
+
+    def weighted(self, weight: float | Ramp) -> Self:
+        """Set the factor of this method's loss in the stage's sum, and return the method."""
+        self.weight = weight
+        return self
+
+    def weight_at(self, progress: float) -> float:
+        """Return the weight at `progress` in [0, 1]."""
+        return self.weight(progress) if isinstance(self.weight, Ramp) else float(self.weight)
+
+    @property
+    def never_active(self) -> bool:
+        """Whether the weight is 0 throughout, which means the same as leaving the method out."""
+        if isinstance(self.weight, Ramp):
+            return self.weight.start == 0 and self.weight.end == 0
+        return self.weight == 0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's keywords with their values."""
+        parameters = inspect.signature(type(self).__init__).parameters
+        return {name: getattr(self, name) for name in list(parameters)[1:]}
+
+    def wire(self, wiring: Wiring) -> None:
+        """Ask for taps and size projectors. Called once per stage, when the shapes are known."""
+
+    def inputs(self, batch: Batch) -> Batch:
+        """Change what both models see."""
+        return batch
+
+    def loss(self, step: Step) -> torch.Tensor | Mapping[str, torch.Tensor]:
+        """Return the loss, or named terms that are summed and logged one by one.
+
+        Each is a mean over the valid elements that `valid` counts.
+        """
+        raise UnderstudyError(f"Method '{self.name}' defines no loss.")
+
+    def after_step(self, step: Step) -> None:
+        """Update what follows the student: momentum copies, banks. Called after the optimiser's step, without gradient."""
+
+    def valid(self, batch: Batch) -> torch.Tensor:
+        """Return over how many elements of the batch the loss is a mean: the labelled samples, or all."""
+        if self.needs_labels:
+            return batch.labelled.sum()
+        if batch.weight is not None:
+            return batch.weight.sum()
+        return torch.tensor(float(len(batch)), device=batch.index.device)
+
+
+class Step:
+    """What `Method.loss` sees. Everything on it is computed once, when first asked for.
+
+    Attributes:
+        batch: the batch.
+        task: what a batch means.
+        progress: how much of the stage is done, in [0, 1].
+        teachers: name -> that teacher's outputs for the batch.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        *,
+        task: Classification,
+        student: Callable[[Batch], Outputs],
+        teachers: Mapping[str, Callable[[Batch], Outputs]],
+        progress: float,
+    ) -> None:
+        """Keep what is needed to compute outputs when they are asked for."""
+        self.batch = batch
+        self.task = task
+        self.progress = progress
+        self.teachers: Mapping[str, Outputs] = _Lazy(batch, teachers)
+        self._student = student
+
+    @cached_property
+    def student(self) -> Outputs:
+        """The student's outputs for the batch."""
+        return self._student(self.batch)
+
+    @property
+    def teacher(self) -> Outputs:
+        """The only teacher's outputs."""
+        if len(self.teachers) == 1:
+            return self.teachers[next(iter(self.teachers))]
+        if not self.teachers:
+            raise UnderstudyError("A method asks for the teacher, but this stage has none.")
+        raise UnderstudyError(
+            f"This stage has the teachers {', '.join(self.teachers)}; a method that asks for "
+            "`step.teacher` cannot tell which. Use `step.teachers[name]`."
+        )
+
+    @property
+    def labels(self) -> torch.Tensor | None:
+        """The batch's labels (see `Batch.labels`), or None."""
+        return self.batch.labels
+
+
+class _Lazy(Mapping[str, Outputs]):
+    """Teacher outputs, computed when first looked up."""
+
+    def __init__(self, batch: Batch, sources: Mapping[str, Callable[[Batch], Outputs]]) -> None:
+        self._batch, self._sources = batch, sources
+        self._known: dict[str, Outputs] = {}
+
+    def __getitem__(self, name: str) -> Outputs:
+        if name not in self._known:
+            if name not in self._sources:
+                raise UnderstudyError(
+                    f"There is no teacher called '{name}'. {suggestion(name, self._sources)}"
+                )
+            self._known[name] = self._sources[name](self._batch)
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)

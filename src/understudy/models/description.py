@@ -1,0 +1,205 @@
+"""What a model looks like from outside: its modules with their shapes, its stages, its classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from understudy.errors import ModelError
+from understudy.models.taps import first_tensor, unchanged, unwrap
+
+
+@dataclass(frozen=True)
+class ModuleRow:
+    """One tappable module as a forward pass met it. Shapes leave out the batch dimension."""
+
+    path: str
+    type: str
+    input_shape: tuple[int, ...] | None
+    output_shape: tuple[int, ...] | None
+    parameters: int
+    calls: int
+
+
+@dataclass(frozen=True)
+class StageDescription:
+    """One stage of a model: where its output can be tapped.
+
+    Attributes:
+        tap: module path.
+        shape: output shape without the batch: (C, H, W) for maps, (tokens, D) for sequences, (D,) for vectors.
+        stride: input height divided by the map's height; None where there is no map.
+    """
+
+    tap: str
+    shape: tuple[int, ...]
+    stride: float | None
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """Stages in order of depth, and the classifier's path and input width (None where no linear classifier was found)."""
+
+    modules: tuple[ModuleRow, ...]
+    stages: tuple[StageDescription, ...]
+    classifier: str | None
+    pooled_width: int | None
+    classes: int
+
+
+def describe(
+    module: nn.Module, run: Callable[[nn.Module], torch.Tensor], *, input_height: int | None = None
+) -> ModelDescription:
+    """Describe any model from one forward pass in evaluation mode.
+
+    Args:
+        module: the model; left as it was.
+        run: calls the model on an example batch and returns its logits, [B, C].
+        input_height: height of the input image, from which strides follow.
+
+    Stages are what the model itself names (`tap_stages()`), else the last module at each spatial resolution of a network with maps,
+    else the repeated blocks of a network with tokens.
+    """
+    module = unwrap(module)
+    rows, order, logits = _trace(module, run)
+    classifier = _find_classifier(module, order, logits.shape[-1])
+    named = getattr(module, "tap_stages", None)
+    if callable(named):
+        paths = [str(path) for path in named()]
+    else:
+        paths = _map_stages(rows, order) or _token_stages(module, rows) or _vector_stages(module, order)
+    by_path = {row.path: row for row in rows}
+    stages = []
+    for path in paths:
+        if path not in by_path or by_path[path].output_shape is None:
+            raise ModelError(f"{type(module).__name__} names the stage '{path}', which did not run.")
+        shape = by_path[path].output_shape
+        assert shape is not None
+        is_map = len(shape) == 3 and input_height is not None
+        stages.append(StageDescription(path, shape, input_height / shape[1] if is_map and input_height else None))
+    width = None
+    if classifier is not None:
+        width = dict(module.named_modules())[classifier].in_features
+    return ModelDescription(tuple(rows), tuple(stages), classifier, width, int(logits.shape[-1]))  # type: ignore[arg-type]
+
+
+def _trace(
+    module: nn.Module, run: Callable[[nn.Module], torch.Tensor]
+) -> tuple[list[ModuleRow], list[str], torch.Tensor]:
+    """Run once with a hook on every module; return rows in definition order and paths in order of completion."""
+    shapes: dict[str, tuple[Any, Any]] = {}
+    calls: dict[str, int] = {}
+    order: list[str] = []
+    handles = []
+
+    def hook_for(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            taken = first_tensor(args if args else kwargs)
+            given = first_tensor(output)
+            shapes[path] = (
+                None if taken is None else tuple(taken.shape[1:]),
+                None if given is None else tuple(given.shape[1:]),
+            )
+            calls[path] = calls.get(path, 0) + 1
+            order.append(path)
+
+        return hook
+
+    try:
+        for path, part in module.named_modules():
+            if path:
+                handles.append(part.register_forward_hook(hook_for(path), with_kwargs=True))
+        with unchanged(module), torch.no_grad():
+            module.eval()
+            logits = run(module)
+    finally:
+        for handle in handles:
+            handle.remove()
+    rows = [
+        ModuleRow(
+            path,
+            type(part).__name__,
+            shapes[path][0],
+            shapes[path][1],
+            sum(parameter.numel() for parameter in part.parameters()),
+            calls[path],
+        )
+        for path, part in module.named_modules()
+        if path in shapes
+    ]
+    return rows, order, logits
+
+
+def _find_classifier(module: nn.Module, order: list[str], classes: int) -> str | None:
+    modules = dict(module.named_modules())
+    for path in reversed(order):
+        part = modules[path]
+        if isinstance(part, nn.Linear) and part.out_features == classes:
+            return path
+    return None
+
+
+def _map_stages(rows: list[ModuleRow], order: list[str]) -> list[str]:
+    """Return the last module to finish at each spatial size, in order of depth."""
+    output = {row.path: row.output_shape for row in rows}
+    last: dict[tuple[int, int], str] = {}
+    for path in order:
+        shape = output[path]
+        if shape is not None and len(shape) == 3 and shape[1] > 1 and shape[2] > 1:
+            last[(shape[1], shape[2])] = path
+    sizes = sorted(last, key=lambda size: order.index(last[size]))
+    return [last[size] for size in sizes]
+
+
+def _token_stages(module: nn.Module, rows: list[ModuleRow]) -> list[str]:
+    """Return the blocks of the longest list of equal modules that give token sequences."""
+    output = {row.path: row.output_shape for row in rows}
+    best: list[str] = []
+    for path, part in module.named_modules():
+        if not isinstance(part, nn.ModuleList | nn.Sequential):
+            continue
+        children = [f"{path}.{name}" if path else name for name, _ in part.named_children()]
+        types = {type(child) for child in part.children()}
+        sequences = all(len(output.get(child) or ()) == 2 for child in children)
+        if len(types) == 1 and sequences and len(children) > len(best):
+            best = children
+    return best
+
+
+def _vector_stages(module: nn.Module, order: list[str]) -> list[str]:
+    """Return the linear layers of a network of vectors but for the last."""
+    modules = dict(module.named_modules())
+    linear = [path for path in dict.fromkeys(order) if isinstance(modules[path], nn.Linear)]
+    return linear[:-1]
+
+
+def pair_stages(
+    student: ModelDescription, teacher: ModelDescription
+) -> list[tuple[StageDescription, StageDescription]]:
+    """Pair every student stage with the teacher stage it corresponds to.
+
+    Stages with maps pair by stride: the deepest teacher stage with the nearest stride. Others pair by relative depth: stage i of n
+    with stage round((i + 1) / n * m) of m.
+    """
+    if not student.stages or not teacher.stages:
+        side = "student" if not student.stages else "teacher"
+        raise ModelError(f"No stages were found in the {side}; name the taps in the recipe.")
+    pairs = []
+    both_maps = all(stage.stride for stage in (*student.stages, *teacher.stages))
+    for index, stage in enumerate(student.stages):
+        if both_maps:
+            distance = [abs(_log2(other.stride) - _log2(stage.stride)) for other in teacher.stages]
+            best = max(i for i, value in enumerate(distance) if value == min(distance))
+        else:
+            share = (index + 1) / len(student.stages)
+            best = max(0, round(share * len(teacher.stages)) - 1)
+        pairs.append((stage, teacher.stages[best]))
+    return pairs
+
+
+def _log2(value: float | None) -> float:
+    return 0.0 if value is None else float(torch.tensor(value).log2())

@@ -1,0 +1,38 @@
+"""Classification of images, texts or tensors into named classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from understudy import objectives
+from understudy.data.batch import Batch
+from understudy.errors import TrainingError
+from understudy.models.outputs import Outputs, call, logits_of
+from understudy.models.taps import Tapped
+
+
+class Classification:
+    """What a batch means when every sample belongs to one class."""
+
+    name = "classification"
+
+    def forward(self, module: nn.Module, batch: Batch, role: str) -> Outputs:
+        """Run the model of `role` on the batch; a `Tapped` (or wrapped) module also gives its features."""
+        raw = call(module, batch.inputs[role])
+        return Outputs(logits=logits_of(raw))
+
+    def forward_tapped(self, tapped: Tapped | nn.Module, batch: Batch, role: str) -> Outputs:
+        """Run a tapped model on the batch."""
+        raw, features = call(tapped, batch.inputs[role])
+        return Outputs(logits=logits_of(raw), features=features)
+
+    def supervised_loss(
+        self, outputs: Outputs, batch: Batch, *, label_smoothing: float = 0.0
+    ) -> torch.Tensor:
+        """Return the cross-entropy with the labels, mean over the labelled samples, in nats."""
+        if batch.labels is None or outputs.logits is None:
+            raise TrainingError("The supervised loss needs labels, and this batch has none.")
+        return objectives.cross_entropy(
+            outputs.logits, batch.labels, label_smoothing=label_smoothing, weight=batch.weight
+        )

@@ -1,0 +1,80 @@
+"""An experiment: everything that a run needs, as objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from understudy.data.source import Source
+from understudy.data.views import Transform
+from understudy.models.model import Model
+from understudy.tasks.classification import Classification
+from understudy.training.settings import Settings
+from understudy.training.stage import Stage
+
+BASELINE = "baseline"
+"""The arm that every run has unless it is told not to: the student without a teacher."""
+TEACHER = "teacher"
+"""The name under which the teacher's own training and results are logged."""
+
+
+@dataclass
+class ExperimentData:
+    """What a run learns from.
+
+    Attributes:
+        source: the loaded data.
+        labels: how many training labels the students may see (a count, or a fraction below 1); None for all.
+        validation: how much of the training split is kept for selection (count or fraction) when the source brings
+            no validation split; None or 0 for none.
+        transforms: random views of a training sample, in order.
+        views: how many different views a sample has (epoch e shows view e mod views); None for ever new ones.
+    """
+
+    source: Source
+    labels: int | float | None = None
+    validation: int | float | None = 0.1
+    transforms: Sequence[Transform] = ()
+    views: int | None = None
+
+
+@dataclass
+class ExperimentTeacher:
+    """The teacher of a run.
+
+    Attributes:
+        build: makes the model; called once.
+        stages: how it is trained; empty when its weights are loaded.
+        labels: how many training labels it may see (as in `ExperimentData.labels`); None for all.
+    """
+
+    build: Callable[[], Model]
+    stages: Sequence[Stage] = ()
+    labels: int | float | None = None
+
+
+@dataclass
+class Experiment:
+    """Everything that a run needs.
+
+    Attributes:
+        name: the run directory's name.
+        data: what is learned from.
+        student: makes a fresh student; called once per member with torch seeded for it, so that all arms of a seed
+            start from the same weights.
+        teacher: the teacher; None when nothing needs one.
+        arms: arm name -> makes its stages, with fresh methods. `baseline` among them.
+        settings: what all members share.
+        task: what a batch means.
+        recipe: the resolved recipe as plain values, for the run directory.
+    """
+
+    name: str
+    data: ExperimentData
+    student: Callable[[], Model]
+    teacher: ExperimentTeacher | None
+    arms: Mapping[str, Callable[[], list[Stage]]]
+    settings: Settings
+    task: Classification = field(default_factory=Classification)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
