@@ -25,6 +25,7 @@ class Settings:
         keep_checkpoints: how many of the newest are kept.
         evaluation_batch_size: samples per batch where nothing is learned.
         trackers: "tensorboard", "mlflow", "wandb".
+        preflight: "refuse" stops before training when a check fails, "warn" only says so.
     """
 
     seeds: tuple[int, ...] = (0,)
@@ -39,6 +40,7 @@ class Settings:
     keep_checkpoints: int = 2
     evaluation_batch_size: int = 256
     trackers: tuple[str, ...] = ()
+    preflight: Literal["refuse", "warn"] = "refuse"
 
     def __post_init__(self) -> None:
         """Check what cannot be right."""

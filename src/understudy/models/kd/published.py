@@ -30,7 +30,7 @@ def load_published(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     Args:
         model: what `build` gave for the same name, with the checkpoint's number of classes.
         state_dict: the checkpoint, read by `torch.load(..., weights_only=True)` or from
-        safetensors.
+            safetensors.
 
     Raises:
         ModelError: names or shapes differ, or a weight is not a tensor; the message says which. The

@@ -1,0 +1,66 @@
+# `make` alone lists the targets.
+
+PYTHON ?= $(firstword $(shell command -v python3.11 python3 python 2>/dev/null))
+VENV ?= .venv
+# How many processes run tests; each gets one thread for arithmetic, so that they do not fight for cores.
+TEST_JOBS ?= auto
+PIP_FLAGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses $(TEST_JOBS) --maxprocesses 8 --dist worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format docs bench clean
+
+help: ## List the targets
+	@echo "Usage: make TARGET"
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-10s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/.stamp-demo ## Train a teacher and students on handwritten digits, write runs/demo/report.html
+	$(BIN)/understudy demo
+
+test: $(VENV)/.stamp-dev ## Run the test suite but for the few tests that take longer than a minute
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.stamp-dev ## Run every test
+	$(PYTEST)
+
+lint: $(VENV)/.stamp-dev ## Check style, format, types and which room imports which
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.stamp-dev ## Format the code and fix what can be fixed
+	$(BIN)/ruff check --fix-only --exit-zero
+	$(BIN)/ruff format
+
+docs: $(VENV)/.stamp-dev ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.stamp-dev ## Run the benchmarks
+	@set -e; for file in $(sort $(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file; done
+
+clean: ## Remove what was built, but neither runs/ nor the environment
+	rm -rf site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .benchmarks
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment. A stamp says what is installed, so that a second `make` starts at once.
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "No Python found. Install Python 3.11 or newer, or say make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is $$($(PYTHON) --version); understudy needs 3.11 or newer. Say make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Making the environment $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "This Python cannot make environments. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+
+$(VENV)/.stamp-demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing understudy and what it needs into $(VENV) (PyTorch is large; this happens once) ..."
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing understudy with all extras and the development tools into $(VENV) (this happens once) ..."
+	@$(PIP) --editable '.[all,dev]'
+	@touch $(VENV)/.stamp-demo $@

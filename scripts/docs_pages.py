@@ -1,0 +1,87 @@
+"""Pages of the documentation that are made from the code when the site is built (a hook of MkDocs).
+
+- One reference page per room, listing every public module of its package.
+- The cards and the table of methods, from the registry.
+- A check that the site asks no other server for anything, so that it can be read without a network.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "understudy"
+ROOMS = {
+    "recipe": "Recipes, overrides, the schema and `distill()`.",
+    "training": "The loop, stages, optimisers, schedules, checkpoints, the run directory.",
+    "methods": "What a method is and what it sees. The methods themselves have [cards](../methods.md).",
+    "teachers": "Where targets come from.",
+    "evaluation": "Predictions, accuracy, fidelity, calibration and cost.",
+    "tasks": "What a batch means.",
+    "data": "Sources, splits, views and the loader.",
+    "models": "The model zoo, taps, projectors and export.",
+    "objectives": "Pure functions: tensors in, loss out.",
+    "report": "From a run directory to one HTML file.",
+}
+SINGLE_MODULES = ["errors", "seeding", "registry"]
+EXTERNAL = re.compile(r"""<(?:script|img|iframe)[^>]+src=["']?(?:https?:)?//|<link[^>]+rel=["']?(?:stylesheet|preload|preconnect)[^>]*href=["']?(?:https?:)?//""")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the reference pages."""
+    for room, summary in ROOMS.items():
+        body = "\n\n".join(f"::: {module}" for module in public_modules(room))
+        content = f"# `understudy.{room}`\n\n{summary}\n\n{body}\n"
+        files.append(File.generated(config, f"reference/{room}.md", content=content))
+    body = "\n\n".join(f"::: understudy.{module}" for module in SINGLE_MODULES)
+    content = f"# Errors, seeds and registries\n\nSingle modules that any room may use.\n\n{body}\n"
+    files.append(File.generated(config, "reference/foundations.md", content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Fill in what a page asks for by a marker."""
+    if "<!-- method-table -->" in markdown or "<!-- method-cards -->" in markdown:
+        sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "src")]
+        from method_table import table
+
+        from understudy.methods import methods
+
+        cards = "\n\n".join(
+            f"## `{name}`\n\n::: {member.__module__}.{member.__qualname__}\n"
+            "    options:\n      heading_level: 3\n      show_bases: false\n      members: false\n"
+            for name, member in methods
+        )
+        markdown = markdown.replace("<!-- method-table -->", table())
+        markdown = markdown.replace("<!-- method-cards -->", cards)
+    return markdown
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Refuse a site that loads anything from elsewhere."""
+    for page in Path(config.site_dir).rglob("*.html"):
+        found = EXTERNAL.search(page.read_text(encoding="utf-8"))
+        if found:
+            raise PluginError(f"{page.name} loads something from another server: {found.group(0)}")
+
+
+def public_modules(room: str) -> list[str]:
+    """Return the dotted names of a room's package and of every public module in it that has something to say."""
+    names = []
+    for path in sorted((PACKAGE / room).rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if any(part.startswith("_") for part in parts if part != "__init__"):
+            continue
+        if parts[-1] == "__init__":
+            parts = parts[:-1]
+            if parts != (room,) or not path.read_text(encoding="utf-8").strip():
+                continue
+        names.append(".".join(("understudy", *parts)))
+    return names

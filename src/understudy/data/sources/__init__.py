@@ -1,0 +1,1 @@
+"""Data sources: one function a file, each giving a `Source`."""

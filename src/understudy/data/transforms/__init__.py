@@ -1,0 +1,1 @@
+"""Transforms that a recipe can name. `Views` applies them; every one draws through `Draw`."""

@@ -1,0 +1,211 @@
+"""What the members of a run share: data, device, precision, directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from understudy import seeding
+from understudy.data.batch import Batch
+from understudy.data.loader import EvaluationLoader, TrainingLoader
+from understudy.data.order import SampleOrder
+from understudy.data.source import Split
+from understudy.data.views import Views
+from understudy.errors import PreflightError
+from understudy.evaluation.predictions import Predictions, predict
+from understudy.methods import Method
+from understudy.models.model import Model
+from understudy.models.taps import unchanged
+from understudy.training.distribution import World
+from understudy.training.experiment import Experiment
+from understudy.training.precision import Precision
+from understudy.training.run_directory import RunDirectory
+from understudy.training.splits import Splits
+from understudy.training.stage import Stage
+from understudy.training.stage_run import StageRun
+
+EXAMPLE_SIZE = 8
+"""Samples in the batch that shapes are measured on: enough for batch statistics, few enough to cost nothing."""
+
+
+@dataclass
+class Context:
+    """What all members of a run share.
+
+    Attributes:
+        experiment: what is run.
+        splits: its data, in parts.
+        world: this process among its peers.
+        directory: where results go; None when nothing is written (a plan).
+        precision: how models run; decided once per run.
+        evaluations: predictions of the teacher on the test split, once there are any.
+    """
+
+    experiment: Experiment
+    splits: Splits
+    world: World
+    directory: RunDirectory | None = None
+    precision: Precision = field(default_factory=Precision)
+    teacher_predictions: Predictions | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order."""
+        return self.experiment.data.source.classes
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per optimiser step: as the settings say, but not more than there are."""
+        return min(self.experiment.settings.batch_size, len(self.splits.train))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in a pass over the training split; the tail that fills no batch waits for the next pass."""
+        return max(1, len(self.splits.train) // self.batch_size)
+
+    def build_student(self, seed: int) -> Model:
+        """Make the student of a seed on the device: all arms of a seed start from the same weights."""
+        with seeding.isolated(seed, "student"):
+            model = self.experiment.student()
+        return self.place(model)
+
+    def place(self, model: Model) -> Model:
+        """Move a model to the device and into the run's memory format."""
+        model.module.to(self.world.device)
+        if self.precision.channels_last:
+            nn.Module.to(model.module, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if hasattr(model.preprocess, "channels_last"):
+            model.preprocess.channels_last = self.precision.channels_last
+        return model
+
+    def stage_run(
+        self,
+        stage: Stage,
+        *,
+        student: Model,
+        teacher: Model | None,
+        split: Split,
+        seed: int,
+        number: int,
+    ) -> StageRun:
+        """Build a stage on this run's data.
+
+        Args:
+            stage: what to train with.
+            student: the model that learns.
+            teacher: the model that it learns from, if any.
+            split: the training split, with the labels that may be seen.
+            seed: the member's seed.
+            number: the stage's position in its arm.
+        """
+        settings, data = self.experiment.settings, self.experiment.data
+        needs_teacher = any(method.needs_teacher for method in stage.active_methods)
+        if needs_teacher and teacher is None:
+            names = ", ".join(m.name for m in stage.active_methods if m.needs_teacher)
+            raise PreflightError(
+                f"Stage '{stage.name}' uses {names}, which needs a teacher, but the run has none."
+            )
+        encoders = {"student": student.preprocess}
+        if needs_teacher and teacher is not None:
+            encoders["teacher"] = teacher.preprocess
+        population = self._population(split, stage.active_methods, stage.name)
+        order = SampleOrder(
+            population,
+            batch_size=self.batch_size,
+            steps_per_epoch=self.steps_per_epoch,
+            seed=seeding.derive(seed, "order", number),
+        )
+        views = Views(
+            data.transforms, seed=seeding.derive(seed, "views"), count=data.views
+        )
+        loader = TrainingLoader(
+            split,
+            order,
+            views,
+            encoders,
+            device=self.world.device,
+            workers=settings.workers,
+            classes=len(self.classes),
+            rank=self.world.rank,
+            world=self.world.size,
+            accumulate=stage.accumulate,
+        )
+        return StageRun(
+            stage,
+            student=student,
+            teacher=teacher if needs_teacher else None,
+            loader=loader,
+            example=self.example(split, encoders),
+            steps_per_epoch=self.steps_per_epoch,
+            task=self.experiment.task,
+            classes=len(self.classes),
+            seed=seeding.derive(seed, "stage", number),
+            precision=self.precision,
+            world=self.world,
+            compile=settings.compile,
+        )
+
+    def example(
+        self, split: Split, encoders: Mapping[str, Any], size: int = EXAMPLE_SIZE
+    ) -> Batch:
+        """Return the first samples of a split as a batch."""
+        part = split.subset(torch.arange(min(size, len(split))))
+        loader = EvaluationLoader(part, encoders, batch_size=size, device=self.world.device, workers=0)
+        return next(iter(loader))
+
+    def predictions(self, model: Model, module: nn.Module, split: Split) -> Predictions:
+        """Run a module, with a model's preprocessing, over a split in evaluation mode and float32."""
+        settings = self.experiment.settings
+        loader = EvaluationLoader(
+            split,
+            {"student": model.preprocess},
+            batch_size=settings.evaluation_batch_size,
+            device=self.world.device,
+            workers=settings.workers,
+        )
+        flags = {part: part.training for part in module.modules()}
+        module.eval()
+
+        def logits(batch: Batch) -> torch.Tensor:
+            given = self.experiment.task.forward(module, batch, "student").logits
+            assert given is not None
+            return given
+
+        try:
+            return predict(logits, loader)
+        finally:
+            for part, training in flags.items():
+                part.training = training
+
+    def measure_classes(
+        self, student: Model, teacher: Model | None
+    ) -> dict[str, tuple[Model, int | None]]:
+        """Run an example through each model; return role -> (model, number of its logits)."""
+        found: dict[str, tuple[Model, int | None]] = {}
+        for role, model in (("student", student), ("teacher", teacher)):
+            if model is None:
+                continue
+            batch = self.example(self.splits.train, {"student": model.preprocess}, size=2)
+            with unchanged(model.module), torch.no_grad():
+                model.module.eval()
+                logits = self.experiment.task.forward(model.module, batch, "student").logits
+            found[role] = (model, None if logits is None else int(logits.shape[-1]))
+        return found
+
+    def _population(
+        self, split: Split, methods: Sequence[Method], stage: str
+    ) -> torch.Tensor:
+        """Return the samples that a stage draws from: the labelled ones when every method needs labels, else all."""
+        needing = [method.name for method in methods if method.needs_labels]
+        labelled = split.labelled
+        if needing and not len(labelled):
+            raise PreflightError(
+                f"Stage '{stage}' uses {', '.join(needing)}, which needs labels, but no training sample has one."
+            )
+        if methods and len(needing) == len(methods):
+            return labelled
+        return torch.arange(len(split))

@@ -1,0 +1,252 @@
+"""One member of a run: one arm under one seed, from its first step to its result."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from understudy.data.source import Split
+from understudy.errors import ModelError, TrainingError
+from understudy.evaluation import cost
+from understudy.evaluation.classification import accuracy, classification_metrics, nll, per_class
+from understudy.evaluation.fidelity import fidelity_metrics
+from understudy.evaluation.memory import PeakMemory
+from understudy.evaluation.predictions import Predictions
+from understudy.models import saved
+from understudy.models.model import Model
+from understudy.training.checkpoint import Checkpoints
+from understudy.training.context import Context
+from understudy.training.experiment import TEACHER
+from understudy.training.loop import train
+from understudy.training.recorder import Recorder
+from understudy.training.run_directory import RunDirectory
+from understudy.training.stage import Stage
+from understudy.training.stage_run import StageRun
+
+logger = logging.getLogger("understudy")
+LATENCY_SECONDS = 0.4
+"""Time spent on measuring a student's latency."""
+
+
+class Member:
+    """One arm under one seed.
+
+    Args:
+        context: what the members of the run share.
+        directory: the run directory.
+        arm: the arm's name, "teacher" for the teacher's own training.
+        seed: the seed.
+        stop: True when the process was asked to stop.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        directory: RunDirectory,
+        *,
+        arm: str,
+        seed: int,
+        stop: Callable[[], bool],
+    ) -> None:
+        """Nothing is built or written yet."""
+        self.context, self.directory = context, directory
+        self.arm, self.seed, self._stop = arm, seed, stop
+        settings = context.experiment.settings
+        self.checkpoints = Checkpoints(
+            directory.checkpoints, f"{arm}-seed{seed}", settings.keep_checkpoints
+        )
+        self._seconds = 0.0
+        self._peak = 0
+        self._total_steps = 0
+
+    def train(
+        self, student: Model, teacher: Model | None, stages: Sequence[Stage], split: Split
+    ) -> None:
+        """Train through all stages, going on from the newest checkpoint when there is one."""
+        found = self.checkpoints.load()
+        self._record("member", state="started" if found is None else "resumed")
+        begin_stage = 0
+        if found is not None:
+            begin_stage = found["stage"]
+            self._seconds, self._peak = found["seconds"], found["peak"]
+            self._total_steps = found["steps_before"]
+            self.directory.truncate(found["metrics_bytes"])
+            self._record("member", state="resumed")
+            logger.info("Resuming %s, seed %d, at step %d", self.arm, self.seed, found["run"]["step"])
+        for number in range(begin_stage, len(stages)):
+            run = self.context.stage_run(
+                stages[number],
+                student=student,
+                teacher=teacher,
+                split=split,
+                seed=self.seed,
+                number=number,
+            )
+            try:
+                if found is not None and number == begin_stage:
+                    run.load(found["run"])
+                self._train_stage(run, student, number)
+            finally:
+                run.close()
+            self._total_steps += run.step
+
+    def _train_stage(self, run: StageRun, student: Model, number: int) -> None:
+        settings = self.context.experiment.settings
+        clock = time.perf_counter()
+
+        def write(**fields: Any) -> None:
+            self._record("step", stage=run.stage.name, **fields)
+
+        def save() -> None:
+            nonlocal clock
+            now = time.perf_counter()
+            self._seconds, clock = self._seconds + now - clock, now
+            state = run.state()
+            if self.directory.writes:
+                self.checkpoints.save(
+                    self._total_steps + run.step,
+                    {
+                        "stage": number,
+                        "run": state,
+                        "seconds": self._seconds,
+                        "peak": self._peak,
+                        "steps_before": self._total_steps,
+                        "metrics_bytes": self.directory.size(),
+                    },
+                )
+
+        def validate() -> bool:
+            nonlocal clock
+            now = time.perf_counter()
+            self._seconds += now - clock
+            stops = self._validate(run, student)
+            clock = time.perf_counter()
+            return stops
+
+        recorder = Recorder(write, settings.log_every, self._last_checkpoint)
+        with PeakMemory(self.context.world.device) as memory:
+            train(
+                run,
+                recorder,
+                save=save,
+                validate=validate,
+                stop=self._stop,
+                checkpoint_every=settings.checkpoint_every,
+            )
+        self._seconds += time.perf_counter() - clock
+        self._peak = max(self._peak, memory.bytes or 0)
+
+    def _validate(self, run: StageRun, student: Model) -> bool:
+        """Measure the validation split after an epoch; True when the stage may stop early."""
+        split, stopping = self.context.splits.validation, run.stage.early_stopping
+        if split is None:
+            if stopping is not None:
+                raise TrainingError(
+                    f"Stage '{run.stage.name}' stops early, which needs a validation split; set data.validation."
+                )
+            return False
+        module = run.averaging.evaluated
+        try:
+            predictions = self.context.predictions(student, module, split)
+        except ModelError as error:
+            raise TrainingError(f"{error} {self._last_checkpoint()}") from error
+        metrics = {"accuracy": accuracy(predictions), "nll": nll(predictions)}
+        self._record(
+            "epoch",
+            stage=run.stage.name,
+            epoch=run.epoch,
+            step=self._total_steps + run.step,
+            split="validation",
+            metrics=metrics,
+            elapsed=self._seconds,
+        )
+        logger.info(
+            "%s seed %d | %s epoch %d of %d | validation accuracy %.4f, nll %.4f",
+            self.arm,
+            self.seed,
+            run.stage.name,
+            run.epoch,
+            math.ceil(run.total_steps / run.steps_per_epoch),
+            metrics["accuracy"],
+            metrics["nll"],
+        )
+        if stopping is None:
+            return False
+        value = metrics["accuracy"] if stopping.metric == "accuracy" else -metrics["nll"]
+        if run.best["value"] is None or value > run.best["value"]:
+            weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+            run.best.update(value=value, epoch=run.epoch, weights=weights)
+        stops = run.epoch - run.best["epoch"] >= stopping.patience
+        return self.context.world.any(stops and self.context.world.is_main)
+
+    def finish(self, student: Model, folder_metadata: dict[str, Any]) -> Predictions:
+        """Evaluate on the test split, save the student and write the result; drop the checkpoints."""
+        predictions = self.context.predictions(student, student.module, self.context.splits.test)
+        metrics: dict[str, float | None] = dict(classification_metrics(predictions))
+        reference = self.context.teacher_predictions
+        metrics |= {"agreement": None, "kl": None}
+        if reference is not None and self.arm != TEACHER:
+            metrics |= fidelity_metrics(predictions, reference)
+        if self.directory.writes:
+            folder = self.save(student, {**folder_metadata, "metrics": metrics})
+            self._record(
+                "result",
+                split="test",
+                metrics=metrics,
+                per_class=per_class(predictions),
+                cost=self._cost(student, folder),
+            )
+            self._record("member", state="finished")
+            self.checkpoints.clear()
+        return predictions
+
+    def save(self, student: Model, metadata: dict[str, Any]) -> Any:
+        """Write the trained model's folder and return it."""
+        source = self.context.experiment.data.source
+        folder = (
+            self.directory.teacher
+            if self.arm == TEACHER
+            else self.directory.student(self.arm, self.seed)
+        )
+        example = self.context.example(self.context.splits.test, {"student": student.preprocess})
+        inputs = example.inputs["student"]
+        shape = tuple(inputs.shape[1:]) if isinstance(inputs, torch.Tensor) else None
+        saved.save(
+            student,
+            folder,
+            classes=source.classes,
+            input_shape=shape,
+            kind=source.kind,
+            metadata=metadata,
+        )
+        return folder
+
+    def _cost(self, student: Model, folder: Any) -> dict[str, Any]:
+        test, encoders = self.context.splits.test, {"student": student.preprocess}
+
+        def inputs(size: int) -> Any:
+            positions = torch.arange(size) % len(test)
+            return self.context.example(test.subset(positions), encoders, size).inputs["student"]
+
+        return {
+            "parameters": cost.parameters(student.module),
+            "flops": cost.flops(student.module, inputs(1)),
+            "bytes": cost.size_on_disk(folder),
+            "latency_ms": cost.latency(student.module, inputs, budget_seconds=LATENCY_SECONDS),
+            "train_seconds": self._seconds,
+            "peak_memory_bytes": self._peak or None,
+            "steps": self._total_steps,
+            "samples": self._total_steps * self.context.batch_size,
+        }
+
+    def _last_checkpoint(self) -> str:
+        newest = self.checkpoints.newest()
+        return f"The last good checkpoint is {newest}." if newest else "There is no checkpoint before it."
+
+    def _record(self, event: str, **fields: Any) -> None:
+        self.directory.record(event, arm=self.arm, seed=self.seed, **fields)

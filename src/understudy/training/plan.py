@@ -1,0 +1,354 @@
+"""The plan: one batch through everything, before anything is spent."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from understudy import seeding
+from understudy.data.batch import Batch
+from understudy.evaluation import cost
+from understudy.evaluation.memory import PeakMemory
+from understudy.methods.wiring import Side, TapShape
+from understudy.models.description import ModelDescription
+from understudy.models.model import Model
+from understudy.models.outputs import call
+from understudy.models.taps import unchanged
+from understudy.training.context import Context
+from understudy.training.distribution import join_world
+from understudy.training.experiment import TEACHER, Experiment
+from understudy.training.precision import Precision, choose
+from understudy.training.preflight import Verdict, check_classes, check_stage
+from understudy.training.splits import make_splits
+from understudy.training.stage import Stage
+from understudy.training.stage_run import StageRun
+
+PROBE_BATCH = 64
+"""Samples in the batch that precision is probed with, at most."""
+
+
+@dataclass
+class StagePlan:
+    """What a stage will do.
+
+    Attributes:
+        arm: the arm's name.
+        stage: the stage's name.
+        methods: method name -> its weight, as text.
+        steps: optimiser steps.
+        taps: "student" or the teacher's name -> its taps with their shapes.
+        notes: pairings and projectors.
+        trained: trainable parameters of student and methods.
+        extra: parameters of the methods' own modules, which are not exported.
+        loss_flops: FLOPs per sample of the methods' part of a forward pass.
+        step_seconds: measured time of one forward and backward pass over a batch; None when not measured.
+        step_bytes: peak memory of the process in that pass.
+        verdicts: the outcome of each check.
+    """
+
+    arm: str
+    stage: str
+    methods: dict[str, str]
+    steps: int
+    taps: dict[str, list[TapShape]]
+    notes: list[str]
+    trained: int
+    extra: int
+    loss_flops: int | None = None
+    step_seconds: float | None = None
+    step_bytes: int | None = None
+    verdicts: list[Verdict] = field(default_factory=list)
+
+
+@dataclass
+class ModelPlan:
+    """A model as the plan shows it.
+
+    Attributes:
+        role: "student" or "teacher".
+        name: the name it was asked for by.
+        weights: where its initial weights come from.
+        parameters: their number.
+        flops: FLOPs of a forward pass per sample, 2 per multiply-add.
+        description: its modules, stages and classifier.
+    """
+
+    role: str
+    name: str
+    weights: str
+    parameters: int
+    flops: int
+    description: ModelDescription
+
+
+@dataclass
+class Plan:
+    """What a run will do, before it does anything.
+
+    Attributes:
+        name: the run's name.
+        counts: samples per part of the data.
+        classes: class names.
+        batch_size: samples per optimiser step.
+        steps_per_epoch: steps per pass over the training split.
+        members: how many trainings the run holds.
+        precision: how models will run, and the probed seconds of the alternatives.
+        models: student and teacher.
+        stages: every stage of every arm.
+        verdicts: the outcome of the checks on the models.
+    """
+
+    name: str
+    counts: dict[str, int]
+    classes: tuple[str, ...]
+    batch_size: int
+    steps_per_epoch: int
+    members: int
+    precision: Precision
+    probed: dict[str, float]
+    models: list[ModelPlan]
+    stages: list[StagePlan]
+    verdicts: list[Verdict]
+
+    @property
+    def refused(self) -> list[Verdict]:
+        """The checks that would stop a run."""
+        every = [*self.verdicts, *(verdict for stage in self.stages for verdict in stage.verdicts)]
+        return [verdict for verdict in every if verdict.outcome == "refused"]
+
+    @property
+    def seconds(self) -> float | None:
+        """The expected time of all members' training steps together, None when no step was measured."""
+        seeds = self.members / max(1, len({stage.arm for stage in self.stages}))
+        times = [stage.steps * stage.step_seconds for stage in self.stages if stage.step_seconds]
+        return seeds * sum(times) if times else None
+
+
+def make_plan(experiment: Experiment) -> Plan:
+    """Run one batch through every stage of every arm and say what the run will do and cost."""
+    context = Context(experiment, make_splits(experiment), join_world(experiment.settings.device))
+    seed = experiment.settings.seeds[0]
+    student, teacher = context.build_student(seed), None
+    if experiment.teacher is not None:
+        with seeding.isolated(seed, TEACHER):
+            teacher = experiment.teacher.build()
+        teacher = context.place(teacher)
+    verdicts = check_classes(context.classes, context.measure_classes(student, teacher))
+    models = [model_plan(context, "student", student)]
+    if teacher is not None:
+        models.append(model_plan(context, TEACHER, teacher))
+    stages: list[StagePlan] = []
+    probed: dict[str, float] = {}
+    if all(verdict.outcome != "refused" for verdict in verdicts):
+        context.precision, probed = choose_precision(context, teacher)
+        if teacher is not None:
+            context.place(teacher)
+        stages = inspect_stages(context, teacher, measure=True)
+    splits = context.splits
+    return Plan(
+        name=experiment.name,
+        counts={
+            "train": len(splits.train),
+            "labelled": len(splits.train.labelled),
+            "validation": len(splits.validation) if splits.validation else 0,
+            "test": len(splits.test),
+        },
+        classes=context.classes,
+        batch_size=context.batch_size,
+        steps_per_epoch=context.steps_per_epoch,
+        members=len(experiment.arms) * len(experiment.settings.seeds),
+        precision=context.precision,
+        probed=probed,
+        models=models,
+        stages=stages,
+        verdicts=verdicts,
+    )
+
+
+def model_plan(context: Context, role: str, model: Model) -> ModelPlan:
+    """Describe one model from an example batch."""
+    example = context.example(context.splits.train, {"student": model.preprocess})
+    inputs = example.inputs["student"]
+    height = inputs.shape[2] if isinstance(inputs, torch.Tensor) and inputs.dim() == 4 else None
+    side = Side(role, model.module, inputs, training=False, input_height=height)
+    return ModelPlan(
+        role, model.name, model.weights, model.parameters, cost.flops(model.module, inputs), side.description
+    )
+
+
+def inspect_stages(
+    context: Context, teacher: Model | None, *, measure: bool = False
+) -> list[StagePlan]:
+    """Build every stage of every arm, run one step that leaves no trace, and say what was found."""
+    plans = []
+    seed = context.experiment.settings.seeds[0]
+    if context.experiment.teacher is not None and context.experiment.teacher.stages:
+        plans += _inspect_arm(
+            context, TEACHER, list(context.experiment.teacher.stages), teacher, None, measure
+        )
+    for arm, make in context.experiment.arms.items():
+        student = context.build_student(seed)
+        plans += _inspect_arm(context, arm, make(), student, teacher, measure)
+    return plans
+
+
+def _inspect_arm(
+    context: Context,
+    arm: str,
+    stages: list[Stage],
+    student: Model | None,
+    teacher: Model | None,
+    measure: bool,
+) -> list[StagePlan]:
+    assert student is not None
+    split = context.splits.teacher_train if arm == TEACHER else context.splits.train
+    plans = []
+    for number, stage in enumerate(stages):
+        with unchanged(student.module):
+            run = context.stage_run(
+                stage,
+                student=student,
+                teacher=teacher,
+                split=split,
+                seed=context.experiment.settings.seeds[0],
+                number=number,
+            )
+            try:
+                plans.append(_stage_plan(run, arm, measure))
+            finally:
+                run.close()
+    return plans
+
+
+def _stage_plan(run: StageRun, arm: str, measure: bool) -> StagePlan:
+    wiring = run.wiring
+    sides = {"student": wiring.student, **wiring.teachers}
+    plan = StagePlan(
+        arm=arm,
+        stage=run.stage.name,
+        methods={method.name: str(method.weight) for method in run.module.active},
+        steps=run.total_steps,
+        taps={role: list(side.taps.values()) for role, side in sides.items()},
+        notes=list(wiring.notes),
+        trained=sum(parameter.numel() for parameter in run.trained),
+        extra=sum(parameter.numel() for parameter in run.module.methods.parameters()),
+        verdicts=check_stage(run, arm),
+    )
+    if measure:
+        plan.loss_flops = _loss_flops(run)
+        batch = next(iter(run.loader.steps(0, 1)))[0]
+        run.trial(run.precision, batch)
+        with PeakMemory(batch.index.device) as memory:
+            begin = time.perf_counter()
+            run.trial(run.precision, batch)
+            plan.step_seconds = (time.perf_counter() - begin) * run.stage.accumulate
+        plan.step_bytes = memory.bytes
+    return plan
+
+
+def _loss_flops(run: StageRun) -> int:
+    """Return the FLOPs per sample of a forward pass that are neither the student's nor a teacher's."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def count(action: Callable[[], Any]) -> int:
+        counter = FlopCounterMode(display=False)
+        with unchanged(run.module), torch.no_grad(), counter:
+            run.train_mode()
+            action()
+        return int(counter.get_total_flops())
+
+    example = run.example
+    whole = count(lambda: run.module(example, 0.5))
+    student = count(lambda: call(run.tapped.module, example.inputs["student"]))
+    teachers = sum(count(lambda live=live: live.targets(example)) for live in run.teachers.values())  # type: ignore[misc]
+    return max(0, whole - student - teachers) // len(example)
+
+
+def choose_precision(
+    context: Context, teacher: Model | None
+) -> tuple[Precision, dict[str, float]]:
+    """Return the precision that the settings ask for, or the one that a short probe finds fastest."""
+    settings = context.experiment.settings
+    device = context.world.device.type
+    images = context.experiment.data.source.kind == "image"
+    dtypes = ["float32", "bf16"] if settings.precision == "auto" else [settings.precision]
+    formats = [False, True] if settings.channels_last == "auto" and images else []
+    if not formats:
+        formats = [settings.channels_last is True and images]
+    candidates = [Precision(dtype, last, device) for last in formats for dtype in dtypes]
+    if len(candidates) == 1:
+        return candidates[0], {}
+    arm, stage = _costliest_stage(context)
+    student = context.build_student(settings.seeds[0])
+    run = context.stage_run(
+        dataclasses.replace(stage, accumulate=1),
+        student=student,
+        teacher=teacher,
+        split=context.splits.teacher_train if arm == TEACHER else context.splits.train,
+        seed=settings.seeds[0],
+        number=0,
+    )
+    batch = next(iter(run.loader.steps(0, 1)))[0]
+
+    def prepare(candidate: Precision) -> Callable[[], None]:
+        for model in (student, teacher):
+            if model is not None:
+                _to_format(model.module, candidate.channels_last)
+        ready = _in_format(batch, candidate.channels_last)
+        run.precision = candidate
+        for live in run.teachers.values():
+            live.precision = candidate.context
+
+        def step() -> None:
+            run.trial(candidate, ready)
+
+        return step
+
+    try:
+        return choose(candidates, prepare)
+    finally:
+        run.close()
+        if teacher is not None:
+            _to_format(teacher.module, False)
+
+
+def _costliest_stage(context: Context) -> tuple[str, Stage]:
+    """Return the first stage that runs a teacher, else the first one of all."""
+    stages = [(arm, stage) for arm, make in context.experiment.arms.items() for stage in make()]
+    for arm, stage in stages:
+        if any(method.needs_teacher for method in stage.active_methods):
+            return arm, stage
+    return stages[0]
+
+
+def _to_format(module: nn.Module, channels_last: bool) -> None:
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    module.to(memory_format=form)  # type: ignore[call-overload]
+
+
+def _in_format(batch: Batch, channels_last: bool) -> Batch:
+    """Return at most `PROBE_BATCH` samples of a batch with images in the given memory format."""
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    size = min(len(batch), PROBE_BATCH)
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            part = value[:size]
+            return part.contiguous(memory_format=form) if part.dim() == 4 else part
+        return {name: cut(tensor) for name, tensor in value.items()}
+
+    return Batch(
+        inputs={role: cut(value) for role, value in batch.inputs.items()},
+        labels=None if batch.labels is None else batch.labels[:size],
+        index=batch.index[:size],
+        view=batch.view[:size],
+        weight=None if batch.weight is None else batch.weight[:size],
+        mask=None if batch.mask is None else batch.mask[:size],
+    )
+

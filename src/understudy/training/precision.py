@@ -1,0 +1,80 @@
+"""Precision and memory format: chosen by a short probe on the real models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+REQUIRED_GAIN = 0.9
+"""A faster mode is taken when it needs at most this share of the float32 time: less is within the noise of a probe."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How models run.
+
+    Attributes:
+        dtype: "float32" or "bf16" (autocast; parameters, normalisation statistics and losses stay float32).
+        channels_last: memory format of images and convolutions.
+        device: type of the device, for autocast.
+    """
+
+    dtype: str = "float32"
+    channels_last: bool = False
+    device: str = "cpu"
+
+    def context(self) -> AbstractContextManager[object]:
+        """Return the context that forward passes run in."""
+        if self.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device, dtype=torch.bfloat16)
+
+    def __str__(self) -> str:
+        """Return what a log calls it."""
+        return self.dtype + (", channels last" if self.channels_last else "")
+
+
+def choose(
+    candidates: list[Precision],
+    prepare: Callable[[Precision], Callable[[], None]],
+    *,
+    repeats: int = 3,
+    patience: float = 1.0,
+) -> tuple[Precision, dict[str, float]]:
+    """Time one training step under each candidate and return the fastest, with the seconds of each.
+
+    Args:
+        candidates: what to try; the first is the reference that the others have to beat by a tenth.
+        prepare: brings the models into a candidate's form and returns a function that runs one step (forward,
+            backward) and leaves no trace.
+        repeats: timed steps per candidate after a warm-up; the fastest counts.
+        patience: a candidate whose step takes longer than this many seconds is timed once only.
+    """
+    seconds: dict[Precision, float] = {}
+    for candidate in candidates:
+        step = prepare(candidate)
+        warm = _time(step, candidate.device)
+        rounds = repeats if warm < patience else 1
+        seconds[candidate] = min(_time(step, candidate.device) for _ in range(rounds))
+    reference = candidates[0]
+    best = min(candidates, key=lambda candidate: seconds[candidate])
+    if seconds[best] > REQUIRED_GAIN * seconds[reference]:
+        best = reference
+    return best, {str(candidate): seconds[candidate] for candidate in candidates}
+
+
+def _time(step: Callable[[], None], device: str) -> float:
+    _synchronize(device)
+    begin = time.perf_counter()
+    step()
+    _synchronize(device)
+    return time.perf_counter() - begin
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,171 @@
+"""Preflight: what is known to ruin a run is found before anything is spent."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from understudy.data.labels import check_label_maps
+from understudy.errors import PreflightError
+from understudy.evaluation.classification import accuracy
+from understudy.evaluation.predictions import Predictions
+from understudy.models.model import Model
+from understudy.training.stage_run import StageRun
+
+CHANCE_PROBABILITY = 0.01
+"""A teacher whose accuracy random guessing reaches with at least this probability is no better than chance."""
+DEAD_VARIANCE = 1e-12
+"""A tap whose values vary less than this over an example batch tells nothing."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one check.
+
+    Attributes:
+        check: what was looked at.
+        outcome: "ok", "warning" or "refused".
+        message: a sentence; for a refusal, what is wrong and what would be right.
+    """
+
+    check: str
+    outcome: Literal["ok", "warning", "refused"]
+    message: str
+
+
+def refuse(verdicts: list[Verdict]) -> None:
+    """Raise a `PreflightError` with every refusal in `verdicts`."""
+    refused = [verdict.message for verdict in verdicts if verdict.outcome == "refused"]
+    if refused:
+        raise PreflightError("\n".join(refused))
+
+
+def check_classes(
+    classes: tuple[str, ...], models: dict[str, tuple[Model, int | None]]
+) -> list[Verdict]:
+    """Check the number of classes of each model, and the names of those that know theirs, against the data.
+
+    Args:
+        classes: the data's class names.
+        models: role -> (model, how many logits it gives; None when not measured).
+    """
+    verdicts = []
+    for role, (model, width) in models.items():
+        known: tuple[str, ...] | int | None = model.classes or width
+        check = f"classes of the {role}"
+        try:
+            if width is not None and width != len(classes):
+                raise PreflightError(
+                    f"The {role} gives {width} logits, but the data has {len(classes)} classes. Build it with "
+                    f"{len(classes)} classes, or replace its classifier."
+                )
+            if known is not None:
+                check_label_maps(classes, **{role: known})
+        except PreflightError as error:
+            verdicts.append(Verdict(check, "refused", str(error)))
+        else:
+            verdicts.append(Verdict(check, "ok", f"{len(classes)} classes"))
+    return verdicts
+
+
+def check_teacher(
+    teacher: Predictions, student: Predictions | None, *, split: str
+) -> list[Verdict]:
+    """Check that the teacher is better than chance, and than the untrained student.
+
+    Args:
+        teacher: its predictions on a labelled split.
+        student: those of a student that starts from trained weights, else None.
+        split: the split's name.
+    """
+    labelled = teacher.labelled()
+    count, value = len(labelled), accuracy(teacher)
+    chance = 1 / teacher.classes
+    probability = _guessing_probability(round(value * count), count, chance)
+    facts = f"accuracy {value:.4f} on {count} {split} samples, chance {chance:.4f}"
+    if probability > CHANCE_PROBABILITY:
+        return [
+            Verdict(
+                "teacher against chance",
+                "refused",
+                f"The teacher is no better than chance: {facts}. Check its weights, its preprocessing and the "
+                "order of its classes.",
+            )
+        ]
+    verdicts = [Verdict("teacher against chance", "ok", facts)]
+    if student is not None:
+        own = accuracy(student)
+        worse = value < own
+        verdicts.append(
+            Verdict(
+                "teacher against student",
+                "refused" if worse else "ok",
+                f"The teacher's accuracy is {value:.4f} on the {split} split, the student's {own:.4f} before training."
+                + (" A teacher worse than its student has nothing to teach." if worse else ""),
+            )
+        )
+    return verdicts
+
+
+def check_stage(run: StageRun, arm: str) -> list[Verdict]:
+    """Run one step of a stage that leaves no trace, and look at its taps and its losses."""
+    place = f"arm '{arm}', stage '{run.stage.name}'"
+    terms = run.trial(run.precision, run.example)
+    verdicts = []
+    bad = [name for name, value in terms.items() if not math.isfinite(float(value))]
+    if bad:
+        verdicts.append(
+            Verdict(
+                "first loss",
+                "refused",
+                f"{place}: {', '.join(bad)} is not finite on the first samples. Look at the data, the weights that "
+                "the models start from, and the teacher.",
+            )
+        )
+    else:
+        shown = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
+        verdicts.append(Verdict("first loss", "ok", f"{place}: {shown}"))
+    verdicts += _check_taps(run, place)
+    unreached = run.unreached
+    if unreached:
+        verdicts.append(
+            Verdict(
+                "gradients",
+                "warning",
+                f"{place}: the loss does not reach {len(unreached)} trainable parameters, such as '{unreached[0]}'.",
+            )
+        )
+    return verdicts
+
+
+def _check_taps(run: StageRun, place: str) -> list[Verdict]:
+    verdicts = []
+    features = {
+        "student": run.student_features(),
+        **{name: live.targets(run.example).features for name, live in run.teachers.items()},
+    }
+    for role, found in features.items():
+        for name, tensor in found.items():
+            variance = float(tensor.float().var()) if tensor.numel() > 1 else 0.0
+            if not variance > DEAD_VARIANCE:
+                verdicts.append(
+                    Verdict(
+                        "taps",
+                        "refused",
+                        f"{place}: the {role}'s tap '{name}' is dead: its values do not vary over a batch "
+                        f"(variance {variance:.1e}). Choose another tap.",
+                    )
+                )
+    taps = sum(len(found) for found in features.values())
+    if taps and not verdicts:
+        verdicts.append(Verdict("taps", "ok", f"{place}: {taps} taps, all alive"))
+    return verdicts
+
+
+def _guessing_probability(hits: int, count: int, chance: float) -> float:
+    """Return the probability that guessing gets at least `hits` of `count` right."""
+    from scipy.stats import binom
+
+    return float(binom.sf(hits - 1, count, chance))
+

@@ -1,0 +1,316 @@
+"""A whole run: teacher, then every arm under every seed, one report."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from understudy import seeding
+from understudy.data.source import Split
+from understudy.errors import PreflightError, UnderstudyError
+from understudy.models import saved
+from understudy.models.model import Model, fingerprint
+from understudy.training.context import Context
+from understudy.training.distribution import World, join_world
+from understudy.training.experiment import BASELINE, TEACHER, Experiment
+from understudy.training.member import Member
+from understudy.training.plan import choose_precision, inspect_stages
+from understudy.training.precision import Precision
+from understudy.training.preflight import Verdict, check_classes, check_teacher, refuse
+from understudy.training.run_directory import RunDirectory, commit
+from understudy.training.splits import make_splits
+from understudy.training.trackers import Tracker, make_trackers
+
+logger = logging.getLogger("understudy")
+RANKS_AGREE_EVERY = 10
+"""Steps between two times that several processes ask each other whether to stop."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+        directory: the run directory.
+        results: the result lines of `metrics.jsonl`, one per member.
+    """
+
+    directory: Path
+    results: list[dict[str, Any]]
+
+
+def run(experiment: Experiment, path: Path, *, resume: bool = False) -> RunResult:
+    """Run an experiment, or go on with one.
+
+    Args:
+        experiment: what to run.
+        path: the run directory; it must not exist yet unless `resume`.
+        resume: go on after a crash or a stop. Finished members are kept, the one in training continues from its newest checkpoint.
+
+    Raises:
+        PreflightError: something is known to ruin the run; nothing was trained yet.
+        RunDirectoryError: the directory exists, or cannot be written, or holds no run.
+        Interrupted: the process was asked to stop; `resume` goes on.
+    """
+    world = join_world(experiment.settings.device)
+    directory = RunDirectory(path, writes=world.is_main)
+    if resume:
+        directory.open()
+    else:
+        directory.create(dict(experiment.recipe))
+    world.wait()
+    with _logging_to(path / "log.txt", world), _stopping(world) as stop:
+        trackers: list[Tracker] = []
+        if world.is_main:
+            trackers = make_trackers(experiment.settings.trackers, path, experiment.name)
+        directory.listeners = [tracker.line for tracker in trackers]
+        try:
+            _Run(experiment, directory, world, stop).go()
+        except UnderstudyError as error:
+            logger.error("%s", error)
+            raise
+        finally:
+            for tracker in trackers:
+                tracker.close()
+    return RunResult(path, [line for line in directory.lines() if line["event"] == "result"])
+
+
+class _Run:
+    """The state of a run: context, directory, what is finished already."""
+
+    def __init__(
+        self, experiment: Experiment, directory: RunDirectory, world: World, stop: Any
+    ) -> None:
+        self.experiment, self.directory, self.world, self.stop = experiment, directory, world, stop
+        self.lines = directory.lines()
+        self.context = Context(experiment, make_splits(experiment), world, directory)
+
+    def go(self) -> None:
+        """Check, train the teacher, train the students."""
+        teacher = self._build_teacher()
+        self._start(teacher)
+        if teacher is not None:
+            self._teacher_member(teacher)
+            self._check_teacher(teacher)
+        for seed in self.experiment.settings.seeds:
+            for arm in self.experiment.arms:
+                self._student_member(arm, seed, teacher)
+        logger.info("Run %s is finished.", self.directory.path)
+
+    def _build_teacher(self) -> Model | None:
+        if self.experiment.teacher is None:
+            return None
+        with seeding.isolated(self.experiment.settings.seeds[0], TEACHER):
+            model = self.experiment.teacher.build()
+        model.module.to(self.world.device)
+        return model
+
+    def _start(self, teacher: Model | None) -> None:
+        """Decide the precision and do the checks that need no training; write the run's first lines."""
+        started = next((line for line in self.lines if line["event"] == "run"), None)
+        student = self.context.build_student(self.experiment.settings.seeds[0])
+        if started is not None:
+            self.context.precision = Precision(
+                started["precision"], started["channels_last"], self.world.device.type
+            )
+        else:
+            verdicts = check_classes(
+                self.context.classes, self.context.measure_classes(student, teacher)
+            )
+            refuse(verdicts)
+            self.context.precision, timings = choose_precision(self.context, teacher)
+            for name, seconds in timings.items():
+                logger.info("Probe: a step takes %.1f ms in %s", 1000 * seconds, name)
+        logger.info("Precision: %s", self.context.precision)
+        if teacher is not None:
+            self.context.place(teacher)
+        plans = inspect_stages(self.context, teacher)
+        verdicts = [verdict for plan in plans for verdict in plan.verdicts]
+        for verdict in verdicts:
+            level = logging.WARNING if verdict.outcome == "warning" else logging.DEBUG
+            logger.log(level, "Preflight, %s: %s", verdict.check, verdict.message)
+        self._judge(verdicts)
+        if started is None:
+            self._write_start(student, teacher)
+
+    def _judge(self, verdicts: list[Verdict]) -> None:
+        """Refuse what the checks refuse, or only warn when the settings say so."""
+        if self.experiment.settings.preflight == "refuse":
+            refuse(verdicts)
+        for verdict in verdicts:
+            if verdict.outcome == "refused":
+                logger.warning("Preflight would refuse: %s", verdict.message)
+
+    def _write_start(self, student: Model, teacher: Model | None) -> None:
+        splits, source = self.context.splits, self.experiment.data.source
+        recipe = json.dumps(dict(self.experiment.recipe), sort_keys=True, default=str)
+        self.directory.record(
+            "run",
+            name=self.experiment.name,
+            task=self.experiment.task.name,
+            kind=source.kind,
+            classes=list(self.context.classes),
+            seeds=list(self.experiment.settings.seeds),
+            arms=list(self.experiment.arms),
+            counts={
+                "train": len(splits.train),
+                "labelled": len(splits.train.labelled),
+                "validation": len(splits.validation) if splits.validation else 0,
+                "test": len(splits.test),
+            },
+            data=source.identity,
+            commit=commit(),
+            recipe_hash=hashlib.sha256(recipe.encode()).hexdigest()[:16],
+            precision=self.context.precision.dtype,
+            channels_last=self.context.precision.channels_last,
+        )
+        for role, model in (("student", student), (TEACHER, teacher)):
+            if model is None:
+                continue
+            trained = role == TEACHER and self._teacher_stages()
+            self.directory.record(
+                "model",
+                role=role,
+                name=model.name,
+                parameters=model.parameters,
+                weights=model.weights,
+                fingerprint=fingerprint(model.module),
+                trained_here=bool(role == "student" or trained),
+            )
+            logger.info(
+                "%s: %s, %s parameters, initial weights: %s (%s)",
+                role.capitalize(), model.name, f"{model.parameters:,}", model.weights, fingerprint(model.module),
+            )
+
+    def _teacher_stages(self) -> bool:
+        return bool(self.experiment.teacher and self.experiment.teacher.stages)
+
+    def _teacher_member(self, teacher: Model) -> None:
+        """Train or only evaluate the teacher, and keep its test predictions to compare students with."""
+        seed = self.experiment.settings.seeds[0]
+        member = self._member(TEACHER, seed)
+        if self._finished(TEACHER, seed):
+            loaded = saved.load(self.directory.teacher)
+            teacher.module.load_state_dict(loaded.module.state_dict())
+        else:
+            stages = self.experiment.teacher.stages if self.experiment.teacher else ()
+            if stages:
+                member.train(teacher, None, stages, self.context.splits.teacher_train)
+            member.finish(teacher, self._metadata(TEACHER, seed))
+            self.world.wait()
+        self.context.teacher_predictions = self.context.predictions(
+            teacher, teacher.module, self.context.splits.test
+        )
+
+    def _check_teacher(self, teacher: Model) -> None:
+        """Refuse a teacher that has nothing to teach, by the validation split (or the labelled training samples)."""
+        name, split = self._selection_split()
+        if split is None:
+            logger.warning("No labelled sample outside of the test split: the teacher was not checked.")
+            return
+        student = self.context.build_student(self.experiment.settings.seeds[0])
+        start = None
+        if student.weights != "random":
+            start = self.context.predictions(student, student.module, split)
+        self._judge(
+            check_teacher(
+                self.context.predictions(teacher, teacher.module, split), start, split=name
+            )
+        )
+
+    def _selection_split(self) -> tuple[str, Split | None]:
+        validation, train = self.context.splits.validation, self.context.splits.teacher_train
+        if validation is not None and len(validation.labelled):
+            return "validation", validation
+        if len(train.labelled):
+            return "training", train.subset(train.labelled[:2000])
+        return "none", None
+
+    def _student_member(self, arm: str, seed: int, teacher: Model | None) -> None:
+        if self._finished(arm, seed):
+            logger.info("%s, seed %d: finished before", arm, seed)
+            return
+        student = self.context.build_student(seed)
+        before = fingerprint(teacher.module) if teacher is not None else None
+        member = self._member(arm, seed)
+        member.train(student, teacher, self.experiment.arms[arm](), self.context.splits.train)
+        if teacher is not None and fingerprint(teacher.module) != before:
+            raise PreflightError(f"The teacher changed while '{arm}' was trained; a method must not write to it.")
+        member.finish(student, self._metadata(arm, seed))
+        self.world.wait()
+
+    def _member(self, arm: str, seed: int) -> Member:
+        return Member(self.context, self.directory, arm=arm, seed=seed, stop=self.stop)
+
+    def _metadata(self, arm: str, seed: int) -> dict[str, Any]:
+        return {
+            "run": self.experiment.name,
+            "arm": arm,
+            "seed": seed,
+            "commit": commit(),
+            "baseline": arm == BASELINE,
+        }
+
+    def _finished(self, arm: str, seed: int) -> bool:
+        return any(
+            line["event"] == "result" and line["arm"] == arm and line["seed"] == seed
+            for line in self.lines
+        )
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path, world: World) -> Iterator[None]:
+    """Write the package's log to a file as well."""
+    if not world.is_main:
+        yield
+        return
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    level = logger.level
+    if logger.getEffectiveLevel() > logging.INFO:
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()
+
+
+@contextlib.contextmanager
+def _stopping(world: World) -> Iterator[Any]:
+    """Turn Ctrl-C and SIGTERM into a flag that the loop looks at between two steps; a second Ctrl-C stops at once."""
+    asked = threading.Event()
+
+    def ask(number: int, _frame: Any) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+        logger.warning("Asked to stop: finishing the step and writing a checkpoint.")
+
+    calls = itertools.count(1)
+
+    def stop() -> bool:
+        # Ranks have to agree, which costs an exchange; all count alike, so all ask at the same steps.
+        if world.size > 1 and next(calls) % RANKS_AGREE_EVERY:
+            return False
+        return world.any(asked.is_set())
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

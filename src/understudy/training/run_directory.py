@@ -1,0 +1,178 @@
+"""The run directory: the only thing that a run leaves behind."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from understudy.errors import RunDirectoryError
+from understudy.training.checkpoint import write_atomic
+
+
+class RunDirectory:
+    """`runs/NAME/` as the architecture page describes it.
+
+    Args:
+        path: the directory.
+        writes: whether this process writes (the first of several does).
+
+    Attributes:
+        listeners: called with every line that is recorded, as live trackers are.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        """Remember the place."""
+        self.path, self.writes = Path(path), writes
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """The file of everything measured."""
+        return self.path / "metrics.jsonl"
+
+    def student(self, arm: str, seed: int) -> Path:
+        """Where the trained student of an arm and seed lies."""
+        return self.path / "student" / arm / f"seed-{seed}"
+
+    @property
+    def teacher(self) -> Path:
+        """Where the teacher lies."""
+        return self.path / "models" / "teacher"
+
+    def create(self, recipe: dict[str, Any]) -> None:
+        """Make the directory with its recipe and environment.
+
+        Raises:
+            RunDirectoryError: it exists already, or cannot be written.
+        """
+        if not self.writes:
+            return
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunDirectoryError(
+                f"{self.path} exists already. Choose another name, `understudy resume {self.path}` to go on "
+                "with it, or delete it."
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.path / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+            write_atomic(self.path / "environment.json", json.dumps(environment(), indent=2))
+        except OSError as error:
+            raise RunDirectoryError(f"{self.path} cannot be written: {error}.") from error
+
+    def open(self) -> None:
+        """Check that the directory holds a run.
+
+        Raises:
+            RunDirectoryError: it does not.
+        """
+        if not (self.path / "recipe.yaml").is_file():
+            raise RunDirectoryError(f"{self.path} is no run directory: it has no recipe.yaml.")
+
+    def record(self, event: str, **fields: Any) -> None:
+        """Append a line to `metrics.jsonl`."""
+        if not self.writes:
+            return
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        line = _finite({"event": event, "time": now, **fields})
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise RunDirectoryError(f"{self.metrics} cannot be written: {error}.") from error
+        for listener in self.listeners:
+            listener(line)
+
+    def size(self) -> int:
+        """Return the length of `metrics.jsonl` in bytes."""
+        return self.metrics.stat().st_size if self.metrics.exists() else 0
+
+    def truncate(self, size: int) -> None:
+        """Cut `metrics.jsonl` back to `size` bytes: what a resumed run will write again."""
+        if self.writes and self.metrics.exists() and self.size() > size:
+            os.truncate(self.metrics, size)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return all complete lines of `metrics.jsonl`."""
+        if not self.metrics.exists():
+            return []
+        found = []
+        for text in self.metrics.read_text(encoding="utf-8").split("\n"):
+            try:
+                found.append(json.loads(text))
+            except ValueError:
+                continue
+        return found
+
+
+def _finite(value: Any) -> Any:
+    """Return plain values with null for numbers that JSON does not know."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return value
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, machine and commit."""
+    import torch
+
+    names = ["torch", "torchvision", "timm", "transformers", "numpy", "scikit-learn", "kornia"]
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "understudy": metadata.version("understudy") if _installed() else "source",
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions,
+        "commit": commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def commit() -> str | None:
+    """Return the commit of the working directory's repository, with `+` when it has changes; None outside of one."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def _installed() -> bool:
+    try:
+        metadata.version("understudy")
+    except metadata.PackageNotFoundError:
+        return False
+    return True

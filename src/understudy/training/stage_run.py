@@ -1,0 +1,280 @@
+"""A stage with everything that it runs on: built from a `Stage`, saved to and loaded from checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from understudy import seeding
+from understudy.data.batch import Batch
+from understudy.errors import PreflightError
+from understudy.methods import Method, Ramp
+from understudy.methods.wiring import Side, Wiring
+from understudy.models.model import Model
+from understudy.models.taps import Tapped, find_module, unchanged
+from understudy.tasks.classification import Classification
+from understudy.teachers.live import LiveTeacher
+from understudy.training.averaging import Averaging
+from understudy.training.distribution import World
+from understudy.training.precision import Precision
+from understudy.training.random_state import get_random_state, set_random_state
+from understudy.training.stage import Stage
+from understudy.training.step import TrainingStep, shares_of
+
+
+class Loader(Protocol):
+    """What a stage needs of its data."""
+
+    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """Give the parts of the batch of each optimiser step."""
+
+
+class StageRun:
+    """A stage in training.
+
+    Args:
+        stage: what to train with.
+        student: the student, on the device already.
+        teacher: the teacher, on the device; None when no method of the stage needs one.
+        loader: the stage's batches.
+        example: a small batch by which shapes are measured.
+        steps_per_epoch: length of an epoch.
+        task: what a batch means.
+        classes: number of classes.
+        seed: the stage's seed.
+        precision: how models run.
+        world: this process among its peers.
+        compile: whether to compile the models.
+
+    Attributes:
+        step: optimiser steps done.
+        unreached: trainable parameters that the last trial's loss did not reach.
+        best: validation value and weights to go back to, for early stopping.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        student: Model,
+        teacher: Model | None,
+        loader: Loader,
+        example: Batch,
+        steps_per_epoch: int,
+        task: Classification,
+        classes: int,
+        seed: int,
+        precision: Precision,
+        world: World,
+        compile: bool = False,
+    ) -> None:
+        """Wire the methods and build what trains."""
+        self.stage, self.loader, self.precision, self._world = stage, loader, precision, world
+        self._task = task
+        self.unreached: list[str] = []
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = stage.steps or (stage.epochs or 0) * steps_per_epoch
+        self.step = 0
+        self.stopped_early = False
+        self.best: dict[str, Any] = {"value": None, "epoch": 0, "weights": None}
+        self._student = student.module
+        self._frozen = _freeze(student.module, stage.freeze)
+        self.averaging = Averaging(stage, student.module)
+
+        methods = stage.active_methods
+        height = _height(example, "student")
+        sides = {}
+        if teacher is not None and any(method.needs_teacher for method in methods):
+            sides["teacher"] = Side(
+                "teacher",
+                teacher.module,
+                example.inputs["teacher"],
+                training=False,
+                input_height=_height(example, "teacher"),
+            )
+        self.wiring = Wiring(
+            Side("student", student.module, example.inputs["student"], training=True, input_height=height),
+            sides,
+            classes=classes,
+        )
+        for number, method in enumerate(methods):
+            with seeding.isolated(seed, "wire", number, method.name):
+                method.to(world.device)
+                method.wire(self.wiring)
+                method.to(world.device)
+        self.teachers = {
+            name: LiveTeacher(
+                side.module,
+                role=name,
+                task=task,
+                taps=side.taps,
+                copied=side.copied,
+                precision=precision.context,
+                compile=compile,
+            )
+            for name, side in sides.items()
+        }
+        self.tapped = Tapped(student.module, self.wiring.student.taps, self.wiring.student.copied)
+        targets = {name: live.targets for name, live in self.teachers.items()}
+        self.module = TrainingStep(self.tapped, methods, targets, task, compile=compile)
+        self.example = example
+        self.ddp: nn.Module = self.module
+        if world.size > 1:
+            self.ddp = DistributedDataParallel(
+                self.module,
+                device_ids=[world.device.index] if world.device.type == "cuda" else None,
+                find_unused_parameters=bool(self._unused(methods)),
+            )
+        self.trained = [p for p in self.module.parameters() if p.requires_grad]
+        if not self.trained:
+            raise PreflightError(
+                f"Stage '{stage.name}' trains nothing: `freeze` covers the whole student and no method has parameters."
+            )
+        self.optimizer = stage.optimizer.build(self.trained)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda step: stage.schedule.factor(step, self.total_steps, steps_per_epoch),
+        )
+        torch.manual_seed(seeding.derive(seed, "stage", world.rank))
+
+    @property
+    def progress(self) -> float:
+        """How much of the stage is done, in [0, 1]."""
+        return self.step / self.total_steps
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the last step belonged to, counted from 1."""
+        return (max(0, self.step - 1)) // self.steps_per_epoch + 1
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where the stage stands, for a line of metrics."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "progress": self.progress,
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+        }
+
+    def plan_parts(
+        self, parts: Sequence[Batch]
+    ) -> Iterator[tuple[Batch, list[torch.Tensor] | None, AbstractContextManager[object]]]:
+        """Give each part of a batch with its methods' shares and the context to run it in.
+
+        A method's share is the number of valid elements in the part over that in the whole batch of all ranks, so that the parts'
+        gradients sum to the whole batch's. Gradients are exchanged between ranks in the last part only.
+        """
+        if len(parts) == 1 and self._world.size == 1:
+            yield parts[0], None, nullcontext()
+            return
+        counts = shares_of(self.module.active, parts)
+        whole = self._world.sum(torch.stack(counts).sum(dim=0)).clamp_min(1e-12)
+        for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
+            # Distributed gradients are averaged over the ranks, hence the factor.
+            shares = list(count * (self._world.size / whole))
+            waits = number < len(parts) - 1 and isinstance(self.ddp, DistributedDataParallel)
+            context = self.ddp.no_sync() if waits else nullcontext()  # type: ignore[operator]
+            yield part, shares, context
+
+    def train_mode(self) -> None:
+        """Put what trains into training mode; frozen modules stay in evaluation mode, so that their statistics rest too."""
+        self.module.train()
+        for path in self.stage.freeze:
+            find_module(self._student, path).eval()
+
+    def clip(self) -> torch.Tensor | None:
+        """Clip the gradient norm when the stage asks for it, and return the norm before."""
+        if self.stage.clip is None:
+            return None
+        return nn.utils.clip_grad_norm_(self.trained, self.stage.clip)
+
+    def trial(self, precision: Precision, batch: Batch) -> dict[str, torch.Tensor]:
+        """Run one forward and backward pass that leaves no trace, and return its terms."""
+        with unchanged(self.module):
+            self.train_mode()
+            with precision.context():
+                loss, terms = self.module(batch, 0.5)
+            loss.backward()
+        self.unreached = [
+            name for name, p in self.module.named_parameters() if p.requires_grad and p.grad is None
+        ]
+        for parameter in self.module.parameters():
+            parameter.grad = None
+        return {**terms, "loss": loss.detach()}
+
+    def student_features(self) -> dict[str, torch.Tensor]:
+        """Return the student's tapped features on the example batch; nothing is changed."""
+        with unchanged(self.module), torch.no_grad():
+            self.module.eval()
+            return self._task.forward_tapped(self.tapped, self.example, "student").features
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that a checkpoint needs of the stage; no teacher."""
+        return {
+            "student": self._student.state_dict(),
+            "methods": self.module.methods.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "averaging": self.averaging.state(),
+            "best": self.best,
+            "step": self.step,
+            "stopped_early": self.stopped_early,
+            "random": self._world.gather(get_random_state()),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self._student.load_state_dict(state["student"])
+        self.module.methods.load_state_dict(state["methods"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.averaging.load(state["averaging"])
+        self.best = state["best"]
+        self.step = state["step"]
+        self.stopped_early = state["stopped_early"]
+        set_random_state(state["random"][self._world.rank])
+
+    def finish(self) -> None:
+        """End the stage: averaged or best weights go into the student."""
+        self.averaging.finish()
+        if self.best["weights"] is not None:
+            self._student.load_state_dict(self.best["weights"])
+
+    def close(self) -> None:
+        """Leave nothing behind: no hook, no frozen parameter, no training flag of the teacher."""
+        self.tapped.close()
+        for live in self.teachers.values():
+            live.close()
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+
+    def _unused(self, methods: Sequence[Method]) -> list[str]:
+        """Return the trainable parameters that a step's loss does not reach."""
+        self.trial(self.precision, self.example)
+        ramped = any(isinstance(method.weight, Ramp) for method in methods)
+        return self.unreached or (["those of a method whose weight may be 0"] if ramped else [])
+
+
+def _freeze(module: nn.Module, paths: Sequence[str]) -> list[nn.Parameter]:
+    """Freeze the parameters of the modules at `paths`; return those that were trainable before."""
+    frozen = []
+    for path in paths:
+        for parameter in find_module(module, path).parameters():
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+                frozen.append(parameter)
+    return frozen
+
+
+def _height(batch: Batch, role: str) -> int | None:
+    """Return the height of the images that a role sees, None when they are no images."""
+    inputs = batch.inputs[role]
+    if isinstance(inputs, torch.Tensor) and inputs.dim() == 4:
+        return int(inputs.shape[2])
+    return None

@@ -1,0 +1,128 @@
+"""One training step as a module: the student, the methods and their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from understudy.data.batch import Batch
+from understudy.errors import TrainingError
+from understudy.methods import Method, Step
+from understudy.models.outputs import Outputs
+from understudy.models.taps import Tapped
+from understudy.tasks.classification import Classification
+
+Targets = Callable[[Batch], Outputs]
+
+
+class TrainingStep(nn.Module):
+    """Everything that is trained in a stage, with the loss as its output.
+
+    That the student and the methods' own modules sit in one module is what lets a distributed wrapper synchronise all of them.
+
+    Args:
+        student: the tapped student.
+        methods: the stage's active methods.
+        teachers: teacher name -> its targets for a batch. Held outside of the module tree, so that a teacher is
+            in no state dict and no optimiser.
+        task: what a batch means.
+        compile: whether to run the student through `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        student: Tapped,
+        methods: Sequence[Method],
+        teachers: Mapping[str, Targets],
+        task: Classification,
+        *,
+        compile: bool = False,
+    ) -> None:
+        """Put the parts together."""
+        super().__init__()
+        self.student = student
+        self.methods = nn.ModuleList(methods)
+        self._teachers, self._task = dict(teachers), task
+        run = torch.compile(student) if compile else student
+        # In a list, so that the compiled wrapper is not registered as a second student.
+        self._run = [run]
+        self._follows = any(type(method).after_step is not Method.after_step for method in methods)
+        self._last: Step | None = None
+
+    def forward(
+        self, batch: Batch, progress: float, shares: Sequence[torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the weighted sum of all terms, and each term by name, detached and unweighted.
+
+        Args:
+            batch: the batch, or a part of one.
+            progress: how much of the stage is done, in [0, 1].
+            shares: for each method this part's share of the whole batch's valid elements; None for a whole batch.
+        """
+        for method in self.active:
+            batch = method.inputs(batch)
+        step = Step(
+            batch,
+            task=self._task,
+            student=self._student_outputs,
+            teachers=self._teachers,
+            progress=progress,
+        )
+        total: torch.Tensor | None = None
+        terms: dict[str, torch.Tensor] = {}
+        for index, method in enumerate(self.active):
+            weight = method.weight_at(progress)
+            if weight == 0:
+                continue
+            given = method.loss(step)
+            named = {"": given} if isinstance(given, torch.Tensor) else given
+            for name, term in named.items():
+                if term.dim():
+                    raise TrainingError(
+                        f"Method '{method.name}' returned a loss of shape {tuple(term.shape)}; it must be a single number."
+                    )
+                if shares is not None:
+                    term = term * shares[index]
+                label = self._label(index, name)
+                terms[label] = term.detach()
+                scaled = term if weight == 1 else term * weight
+                total = scaled if total is None else total + scaled
+        if self._follows:
+            self._last = step
+        if total is None:
+            assert step.student.logits is not None
+            total = step.student.logits.sum() * 0.0
+        return total, terms
+
+    @property
+    def active(self) -> list[Method]:
+        """The methods, typed."""
+        return [method for method in self.methods if isinstance(method, Method)]
+
+    def after_step(self) -> None:
+        """Let the methods update what follows the student."""
+        if self._last is None:
+            return
+        with torch.no_grad():
+            for method in self.active:
+                method.after_step(self._last)
+        self._last = None
+
+    def _student_outputs(self, batch: Batch) -> Outputs:
+        return self._task.forward_tapped(self._run[0], batch, "student")
+
+    def _label(self, index: int, term: str) -> str:
+        """Name a term: the method's name, numbered when a stage has the method twice."""
+        methods = self.active
+        name = methods[index].name
+        twins = [position for position, method in enumerate(methods) if method.name == name]
+        if len(twins) > 1:
+            name = f"{name}-{twins.index(index) + 1}"
+        return f"{name}.{term}" if term else name
+
+
+def shares_of(methods: Sequence[Method], parts: Sequence[Batch]) -> list[torch.Tensor]:
+    """Return [parts, methods]: how many valid elements each part has for each method."""
+    return [torch.stack([method.valid(part).float() for method in methods]) for part in parts]

@@ -1,0 +1,155 @@
+"""The examples of the README and the documentation work as they stand there.
+
+A page's Python blocks are one program, run in an empty directory in a process of its own. A block with a title such as
+`title="my_method.py"` is a file beside that program. A block after `<!-- no-run -->` is left out. So that this takes seconds,
+`epochs=...` becomes one epoch and lists of seeds become one seed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^( *)```(\w*)(.*)$")
+NO_RUN = "<!-- no-run"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, what stands behind it, the page's line where its text begins, its lines."""
+
+    language: str
+    info: str
+    first: int
+    lines: list[str]
+    skipped: bool
+
+    @property
+    def title(self) -> str | None:
+        found = re.search(r'title="([^"]+)"', self.info)
+        return found.group(1) if found else None
+
+
+def blocks(page: Path) -> list[Block]:
+    found: list[Block] = []
+    lines = page.read_text(encoding="utf-8").splitlines()
+    position, before = 0, ""
+    while position < len(lines):
+        opened = FENCE.match(lines[position])
+        if not opened:
+            before = lines[position].strip() or before
+            position += 1
+            continue
+        indent, language, info = opened.groups()
+        end = position + 1
+        while lines[end].strip() != "```":
+            end += 1
+        body = [line.removeprefix(indent) for line in lines[position + 1 : end]]
+        found.append(Block(language, info, position + 1, body, before.startswith(NO_RUN)))
+        position, before = end + 1, ""
+    return found
+
+
+def with_language(*languages: str) -> list[Path]:
+    return [page for page in PAGES if any(block.language in languages for block in blocks(page))]
+
+
+def name(page: Path) -> str:
+    return page.stem
+
+
+def tiny(code: str) -> str:
+    code = re.sub(r"\bepochs=\d+", "epochs=1", code)
+    return re.sub(r"\bseeds=\[[^\]]*\]", "seeds=[0]", code)
+
+
+@pytest.mark.parametrize("page", with_language("python"), ids=name)
+def test_python_examples_run(page: Path, tmp_path: Path) -> None:
+    # Lines outside of the examples become empty, so that a traceback shows the page's own line numbers.
+    program = [""] * len(page.read_text(encoding="utf-8").splitlines())
+    for block in blocks(page):
+        if block.language != "python" or block.skipped:
+            continue
+        if block.title:
+            (tmp_path / block.title).write_text("\n".join(block.lines) + "\n", encoding="utf-8")
+        else:
+            program[block.first : block.first + len(block.lines)] = block.lines
+    script = tmp_path / f"{page.stem}_examples.py"
+    script.write_text(tiny("\n".join(program)) + "\n", encoding="utf-8")
+    ran = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "src")])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, f"{page.name}:\n{ran.stdout[-2000:]}\n{ran.stderr[-4000:]}"
+
+
+def commands(page: Path) -> list[list[str]]:
+    found = []
+    for block in blocks(page):
+        if block.language in ("bash", "console", "sh") and not block.skipped:
+            text = "\n".join(block.lines).replace("\\\n", " ")
+            for line in text.splitlines():
+                words = shlex.split(line.removeprefix("$ "), comments=True)
+                if words:
+                    found.append(words)
+    return found
+
+
+@pytest.mark.parametrize("page", with_language("bash", "console", "sh"), ids=name)
+def test_commands_exist_with_their_options(page: Path) -> None:
+    from understudy.cli import main
+
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    for words in commands(page):
+        if words[0] == "make":
+            assert set(words[1:2]) <= set(targets), f"{page.name}: make {words[1]}"
+        elif words[0] == "understudy" and len(words) > 1 and not words[1].startswith("-"):
+            verb = main.commands.get(words[1])
+            assert verb is not None, f"{page.name}: understudy {words[1]}"
+            valid = {
+                option
+                for parameter in verb.params
+                if isinstance(parameter, click.Option)
+                for option in (*parameter.opts, *parameter.secondary_opts)
+            }
+            used = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
+            assert used <= valid | {"--help"}, f"{page.name}: {shlex.join(words)}"
+
+
+@pytest.mark.parametrize("page", with_language("yaml"), ids=name)
+def test_yaml_examples_can_be_read(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "yaml" and not block.skipped:
+            assert yaml.safe_load("\n".join(block.lines)) is not None, f"{page.name}:{block.first}"
+
+
+def test_the_reader_of_pages_sees_every_kind_of_block(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "text\n```python\na = 1\n```\n\n<!-- no-run: needs a cluster -->\n\n```python\nb = 2\n```\n"
+        '```python title="m.py"\nc = 3\n```\n- item\n\n    ```bash\n    ls\n    ```\n',
+        encoding="utf-8",
+    )
+    seen = blocks(page)
+    assert [(block.language, block.first, block.skipped, block.title) for block in seen] == [
+        ("python", 2, False, None),
+        ("python", 8, True, None),
+        ("python", 11, False, "m.py"),
+        ("bash", 16, False, None),
+    ]
+    assert [block.lines for block in seen] == [["a = 1"], ["b = 2"], ["c = 3"], ["ls"]]
