@@ -1,4 +1,4 @@
-"""What a random transform draws from: numbers that belong to (seed, sample id, view, place in the pipeline)."""
+"""What a random transform draws from: numbers that belong to a seed, a sample id and a view."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from understudy.data.placement import place
 class Draw:
     """The random numbers of one transform for one batch.
 
-    A number depends on the run's seed, the sample's id, its view, the transform's place and name, and the purpose that
-    it is drawn for; never on the batch, on earlier draws or on any generator. Drawing twice for one purpose
-    gives the same numbers twice, so each decision of a transform needs a purpose of its own.
+    A number depends on the run's seed, the sample's id, its view, the transform's place and name,
+    and the purpose that it is drawn for; never on the batch, on earlier draws or on any generator.
+    Drawing twice for one purpose gives the same numbers twice, so each decision of a transform
+    needs a purpose of its own.
 
     Attributes:
         seed: the run's seed.

@@ -16,13 +16,16 @@ KEPT_PERMUTATIONS = 4
 class SampleOrder:
     """The order of training samples.
 
-    Pass p over the population shows every sample once, in a permutation that depends on the seed and p only. Batches
+    Pass p over the population shows every sample once, in a permutation that depends on the seed
+    and p only. Batches
     are cut from the passes in one of two ways:
 
-    - `steps_per_epoch=None`: an epoch is a pass. What does not fill a batch at its end is dropped, or makes a
-      smaller batch with `drop_last=False`. A population smaller than a batch makes one batch of its own size.
-    - `steps_per_epoch=n`: passes follow each other without a gap, every batch is full, and an epoch is n batches wherever
-      the passes end. A batch may hold the end of one pass and the start of the next.
+    - `steps_per_epoch=None`: an epoch is a pass. What does not fill a batch at its end is dropped,
+      or makes a smaller batch with `drop_last=False`. A population smaller than a batch makes one
+      batch of its own size.
+    - `steps_per_epoch=n`: passes follow each other without a gap, every batch is full, and an epoch
+      is n batches wherever the passes end. A batch may hold the end of one pass and the start of
+      the next.
 
     `over` chooses between them for a stage.
 
@@ -77,9 +80,10 @@ class SampleOrder:
             split: the training samples.
             batch_size: samples of one optimiser step, over all ranks.
             seed: the run's seed.
-            labelled_only: draw only samples that have a label, for as many steps of the same size as the whole split
-                would give. Without unlabelled samples it changes nothing.
-            drop_last: leave out what does not fill a batch at the end of a pass over the whole split.
+            labelled_only: draw only samples that have a label, for as many steps of the same size
+                as the whole split would give. Without unlabelled samples it changes nothing.
+            drop_last: leave out what does not fill a batch at the end of a pass over the whole
+                split.
         """
         everything = cls(
             torch.arange(len(split)), batch_size=batch_size, seed=seed, drop_last=drop_last
@@ -141,9 +145,7 @@ class SampleOrder:
             self._permutations.move_to_end(number)
         else:
             generator = seeding.stream(self._seed, "order", number)
-            self._permutations[number] = torch.randperm(
-                len(self.population), generator=generator
-            )
+            self._permutations[number] = torch.randperm(len(self.population), generator=generator)
             if len(self._permutations) > KEPT_PERMUTATIONS:
                 self._permutations.popitem(last=False)
         return self._permutations[number]

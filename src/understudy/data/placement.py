@@ -8,8 +8,8 @@ import torch
 def place(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return `tensor` on `device`.
 
-    To a CUDA device the copy goes through pinned memory and does not wait: kernels queued after it see the data,
-    and the host runs on.
+    To a CUDA device the copy goes through pinned memory and does not wait: kernels queued after it
+    see the data, and the host runs on.
     """
     if tensor.device == device:
         return tensor

@@ -1,30 +1,29 @@
-"""Views: what random transforms make of a sample, as a pure function of (seed, sample id, view number)."""
+"""Views: what random transforms make of a sample, as a function of seed, sample id and view."""
 
 from __future__ import annotations
 
 import inspect
-import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from understudy.data.batch import UNLABELLED
 from understudy.data.draws import Draw
+from understudy.data.global_state import no_global_draws
 from understudy.data.source import Raw
 from understudy.errors import DataError, UnderstudyError
 from understudy.registry import Registry
 
-T = TypeVar("T")
-
 
 class Augmentation(ABC):
-    """What transforms and mixing have in common: a name, and a configuration that is the constructor's signature.
+    """What transforms and mixing have in common: a name and a configuration.
 
-    The constructor keeps each keyword under its own name, as scikit-learn's estimators do.
+    The configuration is the constructor's signature: it keeps each keyword under its own name, as
+    scikit-learn's estimators do.
 
     Attributes:
         name: the class's name in snake case; part of what its draws depend on.
@@ -58,7 +57,8 @@ class Transform(Augmentation):
             draw: the only allowed origin of random numbers.
 
         Returns:
-            [B, C, H', W']. What becomes of a sample may not depend on which others are in the batch.
+            [B, C, H', W']. What becomes of a sample may not depend on which others are in the
+            batch.
         """
 
 
@@ -82,7 +82,7 @@ class Mixing(Augmentation):
 
 
 class Deterministic(Transform):
-    """A function of a batch of images that draws nothing, such as a centre crop or a grey-scale conversion."""
+    """A function of a batch of images that draws nothing, such as a centre crop."""
 
     stochastic = False
 
@@ -130,16 +130,16 @@ class Views:
         for position, part in enumerate(transforms):
             if not isinstance(part, Transform | Mixing):
                 raise UnderstudyError(
-                    f"Transform {position} is {part!r}, which does not say how it draws, so its views could not "
-                    "be rebuilt. If it is random, write it as a subclass of Transform that draws from `draw`; if it "
-                    "is not, wrap it: Deterministic(function)."
+                    f"Transform {position} is {part!r}, which does not say how it draws, so its "
+                    "views could not be rebuilt. If it is random, write it as a subclass of Transform "
+                    "that draws from `draw`; if it is not, wrap it: Deterministic(function)."
                 )
         mixing = [place for place, part in enumerate(transforms) if isinstance(part, Mixing)]
         if len(mixing) > 1:
             names = " and ".join(f"'{transforms[place].name}'" for place in mixing)
             raise UnderstudyError(
-                f"The transforms {names} both mix samples; a pipeline can have one. To choose between MixUp and "
-                "CutMix for each sample use 'mixup_or_cutmix'."
+                f"The transforms {names} both mix samples; a pipeline can have one. To choose "
+                "between MixUp and CutMix for each sample use 'mixup_or_cutmix'."
             )
         self.transforms = tuple(transforms)
         self.seed = seed
@@ -169,8 +169,8 @@ class Views:
         """Return view `views` of each sample.
 
         Args:
-            raw: what the samples are: images uint8 or float [B, C, H, W], on any device; anything when there are
-                no transforms.
+            raw: what the samples are: images uint8 or float [B, C, H, W], on any device; anything
+                when there are no transforms.
             ids: int64 [B] on the CPU, stable sample ids.
             views: int64 [B] on the CPU, view numbers.
 
@@ -232,7 +232,8 @@ class Views:
         )
         images, partners = both.chunk(2)
         draw = self._draw(self._mixing_position, ids, views, images.device)
-        images, share = _checked(self.mixing, lambda: self.mixing.mix(images, partners, draw))
+        with _watch(self.mixing):
+            images, share = self.mixing.mix(images, partners, draw)
         after = self._mixing_position + 1
         return self._run(images, ids, views, after, len(self.transforms)), share
 
@@ -243,7 +244,13 @@ class Views:
             part = self.transforms[position]
             assert isinstance(part, Transform)
             draw = self._draw(position, ids, views, images.device)
-            images = _checked(part, lambda part=part, draw=draw: part(images, draw))
+            with _watch(part):
+                images = part(images, draw)
+            if images.dim() != 4 or len(images) != len(ids):
+                raise UnderstudyError(
+                    f"The transform '{part.name}' made {tuple(images.shape)} of {len(ids)} images; "
+                    "it has to return [B, C, H, W] with the same B."
+                )
         return images
 
     def _draw(
@@ -257,7 +264,8 @@ class Views:
             found = f"a tensor {tuple(raw.shape)}" if isinstance(raw, torch.Tensor) else "text"
             names = ", ".join(f"'{part.name}'" for part in self.transforms)
             raise DataError(
-                f"The transforms {names} work on images [B, C, H, W], but the data is {found}. Leave them out."
+                f"The transforms {names} work on images [B, C, H, W], but the data is {found}. "
+                "Leave them out."
             )
         return raw
 
@@ -274,39 +282,19 @@ def soft_labels(
         classes: the number of classes C.
 
     Returns:
-        float32 [B, C]; rows are all 0 where either label is missing, since then nobody knows the mixture's label.
+        float32 [B, C]; rows are all 0 where either label is missing, since then nobody knows the
+        mixture's label.
     """
-    own, other = (
-        torch.nn.functional.one_hot(column.clamp(min=0), classes) for column in (labels, partners)
-    )
+    names = torch.arange(classes, device=labels.device)
+    own, other = (column[:, None] == names for column in (labels, partners))
     known = (labels != UNLABELLED) & (partners != UNLABELLED)
     share = share[:, None]
     return (own * share + other * (1 - share)) * known[:, None]
 
 
-def _checked(part: Augmentation, run: Callable[[], T]) -> T:
-    """Call `run`; for parts from outside the package also see to it that no global generator moves."""
-    if type(part).__module__.startswith("understudy.") and not isinstance(part, Deterministic):
-        return run()
-    before = _global_state()
-    result = run()
-    for (library, old), (_, new) in zip(before, _global_state(), strict=True):
-        if old != new:
-            name = part.config()["function"] if isinstance(part, Deterministic) else part.name
-            raise UnderstudyError(
-                f"The transform '{name}' drew from the global generator of {library}. Its views could not be "
-                "rebuilt, and workers or a resumed run would see others. Draw from `draw` instead (subclass Transform)."
-            )
-    return result
-
-
-def _global_state() -> list[tuple[str, object]]:
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    states: list[tuple[str, object]] = [
-        ("torch", torch.get_rng_state().numpy().tobytes()),
-        ("numpy", (kind, np.asarray(keys).tobytes(), *rest)),
-        ("random", random.getstate()),
-    ]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states.append(("torch on CUDA", torch.cuda.get_rng_state().numpy().tobytes()))
-    return states
+def _watch(part: Augmentation) -> AbstractContextManager[None]:
+    if isinstance(part, Deterministic):
+        return no_global_draws(f"The function {part.config()['function']} in Deterministic")
+    if type(part).__module__.startswith("understudy."):
+        return nullcontext()
+    return no_global_draws(f"The transform '{part.name}'")

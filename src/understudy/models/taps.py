@@ -79,10 +79,9 @@ class Tapped(nn.Module):
         super().__init__()
         self.module = unwrap(module)
         self.taps = {name: Tap.parse(name) for name in dict.fromkeys(taps)}
-        self.copied = set(copied)
         self._captured: dict[tuple[str, str], list[torch.Tensor]] | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        copied_places = {(self.taps[name].path, self.taps[name].side) for name in self.copied}
+        copied_places = {(tap.path, tap.side) for tap in map(Tap.parse, copied)}
         for path, side in dict.fromkeys((tap.path, tap.side) for tap in self.taps.values()):
             target = find_module(self.module, path)
             clone = (path, side) in copied_places

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from understudy.objectives._reduce import in_float, reduce, same_shape
+from understudy.objectives.card import card
+from understudy.objectives.reduction import in_float, reduce, same_shape
 
 
+@card("maps")
 def mse(
     student: torch.Tensor,
     teacher: torch.Tensor,

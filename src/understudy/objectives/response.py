@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from understudy.objectives._reduce import in_float, reduce, same_shape
+from understudy.objectives.card import card
+from understudy.objectives.reduction import in_float, reduce, same_shape
 
 
+@card("logits", invariances=("shift",), masked_classes=True)
 def kd(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -57,6 +59,7 @@ def _kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return (log_teacher.exp() * difference).sum(dim=-1)
 
 
+@card("logits", needs=("labels",), teacher=False, minimum=None, invariances=("shift",))
 def cross_entropy(
     student: torch.Tensor,
     labels: torch.Tensor,

@@ -41,8 +41,13 @@ def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(text, 0) if re.match(r"0[ox]", text) else int(text)
 
 
+def _number(loader: _Loader, node: yaml.ScalarNode) -> float:
+    # YAML writes .inf and .nan where Python has inf and nan.
+    return float(re.sub(r"\.(inf|nan)", r"\1", str(node.value).lower()))
+
+
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
-_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value.replace(".inf", "inf").replace(".Inf", "inf").replace(".INF", "inf").replace(".nan", "nan").replace(".NaN", "nan").replace(".NAN", "nan")))
+_Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
 
 def read_yaml(text: str, title: str) -> tuple[Any, dict[Place, int]]:

@@ -43,9 +43,7 @@ def encode_labels(
         DataError: labels of mixed types or no labels at all, a label out of range or not in `classes`.
     """
     cells = {
-        split: [
-            _cell(value, missing, lambda: where(split, row)) for row, value in enumerate(column)
-        ]  # noqa: B023
+        split: [_cell(value, missing, where, split, row) for row, value in enumerate(column)]
         for split, column in columns.items()
     }
     occurring = {cell for column in cells.values() for cell in column if cell is not None}
@@ -79,7 +77,7 @@ def encode_labels(
     return encoded, ordered
 
 
-def _cell(value: object, missing: int | None, where: Callable[[], str]) -> Cell:
+def _cell(value: object, missing: int | None, where: Where, split: str, row: int) -> Cell:
     """Normalise one label."""
     if value is None:
         return None
@@ -91,12 +89,12 @@ def _cell(value: object, missing: int | None, where: Callable[[], str]) -> Cell:
         if math.isnan(value):
             return None
         if not value.is_integer():
-            raise DataError(f"{where()} has the label {value}; a class is a name or an integer.")
+            raise DataError(f"{where(split, row)} has the label {value}; a class is a name or an integer.")
         value = int(value)
     if isinstance(value, int):
         return None if value == missing else value
     raise DataError(
-        f"{where()} has a {type(value).__name__} for a label; a class is a name or an integer."
+        f"{where(split, row)} has a {type(value).__name__} for a label; a class is a name or an integer."
     )
 
 

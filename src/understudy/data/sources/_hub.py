@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from understudy.data.sources._columns import Feature
+from understudy.data.sources._extras import need
 from understudy.errors import DataError, suggestion
 
 _FILE = re.compile(
@@ -55,7 +56,7 @@ class ParquetFolder:
         common: dict[str, Feature] | None = None
         for split in splits:
             for path in self.files[split]:
-                features = _features(_open(path).schema_arrow)
+                features = features_of(open_parquet(path).schema_arrow)
                 if common is None:
                     common, first = features, path
                 elif features != common:
@@ -77,18 +78,19 @@ class ParquetFolder:
         parts = []
         for path in self.files[split]:
             try:
-                parts.append(_open(path).read(columns=[name]).column(name))
+                parts.append(open_parquet(path).read(columns=[name]).column(name))
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"'{path}' cannot be read: {error}.") from error
         return pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type)
 
     def head(self, split: str, name: str) -> Any:
         """Return the first few cells of a column."""
-        batches = _open(self.files[split][0]).iter_batches(batch_size=_HEAD, columns=[name])
+        batches = open_parquet(self.files[split][0]).iter_batches(batch_size=_HEAD, columns=[name])
         return next(batch.column(name) for batch in batches)
 
     def mapped(self, splits: Sequence[str]) -> Any:
         """Let `datasets` convert the files to Arrow in its own cache."""
+        need("datasets", "Reading parquet larger than the memory limit")
         import datasets
 
         paths = [str(path) for split in splits for path in self.files[split]]
@@ -149,6 +151,7 @@ def open_hub(path: str, config: str | None, revision: str | None) -> HubTables:
 
 
 def _download(path: str, config: str | None, revision: str | None) -> Any:
+    need("datasets", "Loading from the Hugging Face hub")
     import datasets
 
     try:
@@ -217,7 +220,9 @@ def _parquet_files(place: Path, config: str | None) -> dict[str, list[Path]]:
     return {split: [found[shard] for shard in sorted(found)] for split, found in shards.items()}
 
 
-def _open(path: Path) -> Any:
+def open_parquet(path: Path) -> Any:
+    """Open a parquet file; raises `DataError` with its name when it is damaged."""
+    need("pyarrow", "Reading parquet")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -227,7 +232,7 @@ def _open(path: Path) -> Any:
         raise DataError(f"'{path}' is no readable parquet file: {error}.") from error
 
 
-def _features(schema: Any) -> dict[str, Feature]:
+def features_of(schema: Any) -> dict[str, Feature]:
     """Read the description that `datasets` leaves in a parquet file, or derive one from the types."""
     import pyarrow as pa
 
@@ -240,9 +245,11 @@ def _features(schema: Any) -> dict[str, Feature]:
         kind = column.type
         if column.name in described:
             features[column.name] = described[column.name]
-        elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-            features[column.name] = {"_type": "Image"}
-        elif pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        elif (
+            pa.types.is_binary(kind)
+            or pa.types.is_large_binary(kind)
+            or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+        ):
             features[column.name] = {"_type": "Image"}
         else:
             text = pa.types.is_string(kind) or pa.types.is_large_string(kind)

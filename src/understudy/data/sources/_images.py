@@ -22,6 +22,7 @@ from understudy.data.samples import (
     probe,
 )
 from understudy.data.source import Samples
+from understudy.data.sources._extras import need
 from understudy.errors import DataError
 
 _LISTED = 10
@@ -63,6 +64,7 @@ def load_images(
     Raises:
         DataError: damaged images (named), images of several sizes, nothing left.
     """
+    need("PIL", "Decoding images")
     if size is not None and size < 1:
         raise DataError(f"The image size of {what} is {size}; it must be at least 1 pixel.")
     progress = _Progress([b""] * len(files), [None] * len(files))

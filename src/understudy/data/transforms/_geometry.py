@@ -8,9 +8,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-# Matrices that take a pixel of the result to its origin: (a, b, c, d, e, f) with x' = a x + b y + c and
-# y' = d x + e y + f. Coordinates are pixel centres; shears turn about the corner of the image, rotations about its
-# middle, as in Pillow's AutoAugment.
+# Matrices that take a pixel of the result to its origin: (a, b, c, d, e, f) with x' = a x + b y + c
+# and y' = d x + e y + f. Coordinates are pixel centres; shears turn about the corner of the image,
+# rotations about its middle, as in Pillow's AutoAugment.
 Matrix = tuple[float, float, float, float, float, float]
 
 
@@ -50,8 +50,8 @@ def origins(
     """Return the nearest origin of each pixel under each of M matrices.
 
     Returns:
-        int64 [M, H * W], places in the flattened image, and uint8 [M, H * W], 0 where the origin is outside.
-        Made once for each size and device.
+        int64 [M, H * W], places in the flattened image, and uint8 [M, H * W], 0 where the origin is
+        outside. Made once for each size and device.
     """
     y, x = np.mgrid[0:height, 0:width].astype(np.float64) + 0.5
     places, inside = [], []
@@ -69,7 +69,7 @@ def origins(
 def take(
     images: torch.Tensor, which: torch.Tensor, places: torch.Tensor, inside: torch.Tensor
 ) -> torch.Tensor:
-    """Apply matrix `which` (int64 [B]) to each of the uint8 images [B, C, H, W]; pixels from outside become 0."""
+    """Apply matrix `which` (int64 [B]) to each uint8 image of [B, C, H, W]; outside is 0."""
     index = places[which][:, None, :].expand(-1, images.shape[1], -1)
     taken = images.flatten(2).gather(2, index)
     return taken.mul_(inside[which][:, None, :]).view_as(images)

@@ -18,10 +18,10 @@ def by_choice(
 
     Args:
         images: [B, C, H, W].
-        choice: int64 [B] on the CPU, which operation each sample gets. Being on the CPU, the sizes of the groups
-            are known without waiting for the device.
-        apply: called as apply(operation, images of the group, int64 members of the group in the batch, on the
-            images' device); returns images of the same shape and type.
+        choice: int64 [B] on the CPU, which operation each sample gets. Being on the CPU, the sizes
+            of the groups are known without waiting for the device.
+        apply: called as apply(operation, images of the group, int64 members of the group in the
+            batch, on the images' device); returns images of the same shape and type.
 
     Returns:
         [B, C, H, W] in the batch's order.

@@ -1,8 +1,9 @@
 """Operations on 8-bit images, batched, each sample for itself.
 
-They follow Pillow, which AutoAugment and RandAugment were defined on. Sums over an image are sums of integers, and no
-operation fuses a multiplication with an addition, so that a sample's result cannot depend on the batch around it.
-Images are uint8 [B, C, H, W] with C = 1 or 3; factors are float32 [B], 1 for "leave it".
+They follow Pillow, which AutoAugment and RandAugment were defined on. Sums over an image are sums
+of integers, and no operation fuses a multiplication with an addition, so that a sample's result
+cannot depend on the batch around it. Images are uint8 [B, C, H, W] with C = 1 or 3; factors are
+float32 [B], 1 for "leave it".
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def contrast(levels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 def sharpness(levels: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Blend with the image smoothed by [[1, 1, 1], [1, 5, 1], [1, 1, 1]] / 13; the outermost pixels stay."""
+    """Blend with the image smoothed by [1 1 1; 1 5 1; 1 1 1] / 13; the outermost pixels stay."""
     if min(levels.shape[2:]) < 3:
         return levels
     wide = levels.to(torch.int16)
@@ -84,7 +85,8 @@ def autocontrast(levels: torch.Tensor) -> torch.Tensor:
     span = (levels.amax((2, 3), keepdim=True) - low).float()
     scale = torch.where(span > 0, 255 / span, 1.0)
     low = torch.where(span > 0, low, 0)
-    # Exact quotients have fractions of at least 1/255, so this turns rounding down into exact rounding down.
+    # Exact quotients have fractions of at least 1/255, so this turns rounding down into exact
+    # rounding down.
     return (levels - low).mul(scale).add_(1e-3).clamp_(0, 255).to(torch.uint8)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from understudy.data.draws import Draw
 from understudy.data.placement import place
 from understudy.data.transforms._boxes import inside
 from understudy.data.transforms._levels import from_levels
-from understudy.data.views import Draw
 
 
 def shares(draw: Draw, alpha: float, probability: float) -> torch.Tensor:
@@ -28,7 +28,7 @@ def shares(draw: Draw, alpha: float, probability: float) -> torch.Tensor:
 def average(
     images: torch.Tensor, partners: torch.Tensor, share: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return share * images + (1 - share) * partners as float32 in [0, 1], and the shares on the images' device."""
+    """Return share * images + (1 - share) * partners, float32 in [0, 1], and the shares there."""
     share = place(share, images.device)
     own, other = (
         from_levels(side, torch.float32) if side.dtype == torch.uint8 else side.float()

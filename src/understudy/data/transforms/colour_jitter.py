@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 
+from understudy.data.draws import Draw
 from understudy.data.placement import place
 from understudy.data.transforms import _levels
 from understudy.data.transforms._checks import colours, within
 from understudy.data.transforms._grouping import by_choice
-from understudy.data.views import Draw, Transform, transforms
+from understudy.data.views import Transform, transforms
 from understudy.errors import UnderstudyError
 
 CHANGES = ("brightness", "contrast", "saturation", "hue")
@@ -20,10 +22,11 @@ ORDERS = torch.tensor(list(itertools.permutations(range(len(CHANGES)))))
 
 @transforms.register("colour_jitter")
 class ColourJitter(Transform):
-    """Change brightness, contrast, saturation and hue by random amounts, in an order drawn for each image.
+    """Change brightness, contrast, saturation and hue by random amounts, in random order.
 
-    A strength s of the first three means a factor uniform in [max(0, 1 - s), 1 + s], as in torchvision; of the hue, a turn
-    uniform in [-s, s] of the colour circle. Images are taken as 8-bit ones: float images are rounded to 256 levels and
+    Order and amounts are drawn for each image. A strength s of the first three means a factor
+    uniform in [max(0, 1 - s), 1 + s], as in torchvision; of the hue, a turn uniform in [-s, s] of
+    the colour circle. Images are taken as 8-bit ones: float images are rounded to 256 levels and
     given back as floats. Changing the hue needs kornia (`pip install understudy[vision]`).
     """
 
@@ -90,13 +93,11 @@ class ColourJitter(Transform):
     def _turn(self, levels: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
         if levels.shape[1] == 1:
             return levels
-        turned = _kornia(self.name).adjust_hue(
-            _levels.from_levels(levels, torch.float32), angle
-        )
+        turned = _kornia(self.name).adjust_hue(_levels.from_levels(levels, torch.float32), angle)
         return _levels.to_levels(turned)
 
 
-def _kornia(transform: str):  # type: ignore[no-untyped-def]
+def _kornia(transform: str) -> Any:
     try:
         import kornia.enhance
     except ImportError as error:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import torch
 
+from understudy.data.draws import Draw
 from understudy.data.transforms._checks import within
 from understudy.data.transforms._shares import paste, shares
-from understudy.data.views import Draw, Mixing, transforms
+from understudy.data.views import Mixing, transforms
 
 
 @transforms.register("cutmix")
 class Cutmix(Mixing):
     """Paste a rectangle of the partner into each image; labels are mixed by area.
 
-    Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", ICCV 2019,
-    equations 1 and 2: a share drawn from Beta(alpha, alpha) sets the rectangle's area, its middle is uniform in the
-    image, and what reaches beyond the edge is cut off. The label's share is the area that is really kept.
+    Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable
+    Features", ICCV 2019, equations 1 and 2: a share drawn from Beta(alpha, alpha) sets the
+    rectangle's area, its middle is uniform in the image, and what reaches beyond the edge is cut
+    off. The label's share is the area that is really kept.
     """
 
     def __init__(self, *, alpha: float = 1.0, probability: float = 1.0) -> None:

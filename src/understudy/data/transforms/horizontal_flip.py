@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from understudy.data.draws import Draw
 from understudy.data.transforms._checks import within
-from understudy.data.views import Draw, Transform, transforms
+from understudy.data.views import Transform, transforms
 
 
 @transforms.register("horizontal_flip")

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import torch
 
+from understudy.data.draws import Draw
 from understudy.data.transforms._checks import within
 from understudy.data.transforms._shares import average, shares
-from understudy.data.views import Draw, Mixing, transforms
+from understudy.data.views import Mixing, transforms
 
 
 @transforms.register("mixup")
 class Mixup(Mixing):
-    """Average each image with its partner: share * own + (1 - share) * partner, and the labels alike.
+    """Average each image with its partner, and the labels alike.
 
-    Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, equation 1. The share is drawn from
-    Beta(alpha, alpha) for each sample, the partner from the whole split.
+    share * own + (1 - share) * partner: Zhang et al., "mixup: Beyond Empirical Risk Minimization",
+    ICLR 2018, equation 1. The share is drawn from Beta(alpha, alpha) for each sample, the partner
+    from the whole split.
     """
 
     def __init__(self, *, alpha: float = 0.2, probability: float = 1.0) -> None:
         """Choose the strength.
 
         Args:
-            alpha: parameter of the Beta distribution; 1 makes every share equally likely, small values make most
-                shares close to 0 or 1.
+            alpha: parameter of the Beta distribution; 1 makes every share equally likely, small
+                values make most shares close to 0 or 1.
             probability: share of samples that are mixed.
         """
         within(self.name, "alpha", alpha, 1e-3)

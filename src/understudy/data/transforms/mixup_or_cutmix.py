@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import torch
 
+from understudy.data.draws import Draw
 from understudy.data.placement import place
 from understudy.data.transforms._checks import within
 from understudy.data.transforms._levels import from_levels
 from understudy.data.transforms._shares import average, paste, shares
-from understudy.data.views import Draw, Mixing, transforms
+from understudy.data.views import Mixing, transforms
 
 
 @transforms.register("mixup_or_cutmix")
 class MixupOrCutmix(Mixing):
     """Mix each sample by MixUp or by CutMix, as a draw decides.
 
-    What timm does with both alphas set and `mode="elem"` (Wightman et al., "ResNet strikes back", 2021).
+    What timm does with both alphas set and `mode="elem"` (Wightman et al., "ResNet strikes back",
+    2021).
     """
 
     def __init__(
@@ -61,5 +63,6 @@ class MixupOrCutmix(Mixing):
 
 
 def _as_float(images: torch.Tensor) -> torch.Tensor:
-    # A sample's type may not depend on its draw, so pasted images become floats as averaged ones do.
+    # A sample's type may not depend on its draw, so pasted images become floats as averaged ones
+    # do.
     return from_levels(images, torch.float32) if images.dtype == torch.uint8 else images.float()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from understudy.data.draws import Draw
 from understudy.data.placement import place
 from understudy.data.transforms import _geometry, _levels
 from understudy.data.transforms._checks import colours, within
 from understudy.data.transforms._grouping import by_choice
-from understudy.data.views import Draw, Transform, transforms
+from understudy.data.views import Transform, transforms
 
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 OPERATIONS = (
@@ -22,11 +23,12 @@ OPERATIONS = (
 class RandAugment(Transform):
     """Apply to each image some operations chosen at random, all at one magnitude.
 
-    Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space", NeurIPS 2020. The
-    operations and what a magnitude means are those of torchvision's `RandAugment`: shear up to 0.3, translation up to
-    150/331 of the side, rotation up to 30 degrees, colour factors 1 +- 0.9, posterize down to 4 bits, solarize
-    down to threshold 0; nearest neighbour, black outside; signs are random. Images are taken as 8-bit ones: float
-    images are rounded to 256 levels and given back as floats.
+    Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space",
+    NeurIPS 2020. The operations and what a magnitude means are those of torchvision's
+    `RandAugment`: shear up to 0.3, translation up to 150/331 of the side, rotation up to 30
+    degrees, colour factors 1 +- 0.9, posterize down to 4 bits, solarize down to threshold 0;
+    nearest neighbour, black outside; signs are random. Images are taken as 8-bit ones: float images
+    are rounded to 256 levels and given back as floats.
     """
 
     def __init__(self, *, operations: int = 2, magnitude: int = 9, bins: int = 31) -> None:

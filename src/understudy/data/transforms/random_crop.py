@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
+from understudy.data.draws import Draw
 from understudy.data.transforms._checks import within
-from understudy.data.views import Draw, Transform, transforms
+from understudy.data.views import Transform, transforms
 from understudy.errors import DataError, UnderstudyError
 
 
@@ -16,7 +17,8 @@ from understudy.errors import DataError, UnderstudyError
 class RandomCrop(Transform):
     """Pad every side, then cut out a window at a random place; all places are equally likely.
 
-    The usual augmentation of CIFAR (He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2).
+    The usual augmentation of CIFAR (He et al., "Deep Residual Learning for Image Recognition", CVPR
+    2016, section 4.2).
     """
 
     def __init__(
@@ -35,9 +37,7 @@ class RandomCrop(Transform):
         """
         within(self.name, "padding", padding, 0)
         if mode not in ("zeros", "reflect"):
-            raise UnderstudyError(
-                f"{self.name}: mode must be 'zeros' or 'reflect', not '{mode}'."
-            )
+            raise UnderstudyError(f"{self.name}: mode must be 'zeros' or 'reflect', not '{mode}'.")
         if size is not None:
             within(self.name, "size", size, 1)
         self.padding = padding
@@ -52,13 +52,13 @@ class RandomCrop(Transform):
         free = (padded.shape[2] - rows + 1, padded.shape[3] - columns + 1)
         if min(free) < 1:
             raise DataError(
-                f"{self.name}: a window of {rows} x {columns} does not fit into an image of {height} x {width} "
-                f"with {self.padding} pixels of padding."
+                f"{self.name}: a window of {rows} x {columns} does not fit into an image "
+                f"of {height} x {width} with {self.padding} pixels of padding."
             )
         top = draw.integers("top", free[0]) + torch.arange(rows, device=images.device)
         left = draw.integers("left", free[1]) + torch.arange(columns, device=images.device)
-        # One gather over flattened pixels is about as fast as copying windows one by one on a CPU, works on any device,
-        # and never waits for the host.
+        # One gather over flattened pixels is about as fast as copying windows one by one on a CPU,
+        # works on any device, and never waits for the host.
         pixels = (top * padded.shape[3])[:, :, None] + left[:, None, :]
         pixels = pixels.view(batch, 1, -1).expand(-1, channels, -1)
         return padded.flatten(2).gather(2, pixels).view(batch, channels, rows, columns)

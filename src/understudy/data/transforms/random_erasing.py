@@ -6,10 +6,11 @@ import math
 
 import torch
 
+from understudy.data.draws import Draw
 from understudy.data.placement import place
 from understudy.data.transforms._boxes import inside
 from understudy.data.transforms._checks import interval, within
-from understudy.data.views import Draw, Transform, transforms
+from understudy.data.views import Transform, transforms
 
 ATTEMPTS = 10
 
@@ -18,8 +19,9 @@ ATTEMPTS = 10
 class RandomErasing(Transform):
     """Paint a random rectangle of an image over in one grey level.
 
-    Zhong et al., "Random Erasing Data Augmentation", AAAI 2020, algorithm 1: of ten rectangles drawn the first that fits
-    into the image is taken, else the image stays. It works before normalisation, so a `value` of 0 is black.
+    Zhong et al., "Random Erasing Data Augmentation", AAAI 2020, algorithm 1: of ten rectangles
+    drawn the first that fits into the image is taken, else the image stays. It works before
+    normalisation, so a `value` of 0 is black.
     """
 
     def __init__(

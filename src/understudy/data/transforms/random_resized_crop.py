@@ -7,18 +7,21 @@ import math
 import torch
 from torch.nn import functional
 
+from understudy.data.draws import Draw
 from understudy.data.transforms._checks import interval, within
-from understudy.data.views import Draw, Transform, transforms
+from understudy.data.views import Transform, transforms
 
 ATTEMPTS = 10
 
 
 @transforms.register("random_resized_crop")
 class RandomResizedCrop(Transform):
-    """Cut out a window of random area and aspect ratio and resize it to a square (bilinear, antialiased).
+    """Cut out a window of random area and aspect ratio and resize it to a square.
 
-    The usual augmentation of ImageNet (Szegedy et al., "Going Deeper with Convolutions", CVPR 2015), with torchvision's
-    rule: of ten windows drawn the first that fits is taken, else the largest central one of an allowed ratio.
+    Bilinear, antialiased. The usual augmentation of ImageNet (Szegedy et al., "Going Deeper with
+    Convolutions", CVPR 2015), with torchvision's
+    rule: of ten windows drawn the first that fits is taken, else the largest central one of an
+        allowed ratio.
     """
 
     def __init__(
@@ -57,7 +60,11 @@ class RandomResizedCrop(Transform):
             for image, drawn in zip(images, numbers, strict=True)
             for top, left, rows, columns in [self._window(*drawn, height, width)]
         ]
-        return torch.stack(resized) if resized else images.new_empty(0, images.shape[1], self.size, self.size)
+        return (
+            torch.stack(resized)
+            if resized
+            else images.new_empty(0, images.shape[1], self.size, self.size)
+        )
 
     def _window(
         self, areas: list[float], ratios: list[float], place: list[float], height: int, width: int

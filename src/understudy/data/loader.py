@@ -1,0 +1,257 @@
+"""Loaders: from a split to the batches that models and methods see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from understudy.data.batch import UNLABELLED, Batch
+from understudy.data.fetching import fetcher
+from understudy.data.order import SampleOrder
+from understudy.data.placement import place
+from understudy.data.source import Raw, Split
+from understudy.data.views import Views, soft_labels
+from understudy.errors import DataError, UnderstudyError
+
+Encoder = Callable[[Any, torch.device], Any]
+"""Raw samples and a device -> what one model's forward takes; usually a model's `Preprocess`."""
+
+EVALUATION_VIEW = -1
+"""The view number of a sample as it is, without transforms."""
+
+
+class TrainingLoader:
+    """Batches of seeded views, addressed by step.
+
+    What a step's batch holds depends on the split, the order, the views and the encoders, not on
+    where iteration began, on the number of workers, or on earlier steps. With several ranks or
+    accumulation the batch is cut into contiguous slices: first one for each rank, then each of
+    those into micro-batches.
+
+    When a transform mixes, a labelled sample's partner is drawn from the labelled samples of the
+    split, so that its label is not lost, and an unlabelled sample's from all of it. A mixed view
+    therefore doesn't depend on what population a stage draws from. Labels become soft.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        order: SampleOrder,
+        views: Views,
+        encoders: Mapping[str, Encoder],
+        *,
+        device: torch.device | str,
+        classes: int,
+        workers: int | Literal["auto"] = "auto",
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        """Check the arguments against each other.
+
+        Args:
+            split: the training samples.
+            order: which of them make up a step.
+            views: what is done to them.
+            encoders: role -> how that model's inputs are made. Encoders of the same configuration
+                run once.
+            device: where the batches go, and where transforms run.
+            classes: number of classes C, for soft labels.
+            workers: processes that fetch and decode; "auto" for none when the samples are in
+                memory, else two.
+            rank: which slice of each batch this process gets.
+            world: how many processes share a batch.
+            accumulate: micro-batches in one optimiser step of this process.
+
+        Raises:
+            UnderstudyError: a batch cannot be cut into world * accumulate parts.
+            DataError: the order reaches beyond the split.
+        """
+        if not 0 <= rank < world:
+            raise UnderstudyError(f"rank must be from 0 to {world - 1}, not {rank}.")
+        if accumulate < 1:
+            raise UnderstudyError(f"accumulate must be at least 1, not {accumulate}.")
+        if order.smallest_batch < world * accumulate:
+            raise UnderstudyError(
+                f"A batch of {order.smallest_batch} samples cannot be cut into {world} x {accumulate} parts "
+                "(ranks x micro-batches). Use a larger batch_size or fewer parts."
+            )
+        if int(order.population.max()) >= len(split):
+            raise DataError(
+                f"The order reaches sample {int(order.population.max())} of a split of {len(split)}."
+            )
+        self.order = order
+        self._split = split
+        self._views = views
+        self._encoding = _Encoding(encoders, torch.device(device))
+        self._classes = classes
+        self._rank, self._world, self._accumulate = rank, world, accumulate
+        self._labelled = split.labelled
+        self._fetcher = fetcher(split, self._encoding.device, workers)
+
+    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """Iterate over the steps from `start` up to, not including, `stop`.
+
+        Each item is the list of this rank's micro-batches, `accumulate` of them.
+        """
+        parts: list[Batch] = []
+        wants = (want for step in range(start, stop) for want in self._wants(step))
+        for want, raw in self._fetcher.stream(wants):
+            parts.append(self._batch(want, raw))
+            if len(parts) == self._accumulate:
+                yield parts
+                parts = []
+
+    def close(self) -> None:
+        """Stop the workers and free what is kept on the device."""
+        self._fetcher.close()
+
+    def _wants(self, step: int) -> Iterator[_Want]:
+        indices, passes = (
+            column.tensor_split(self._world)[self._rank] for column in self.order.batch(step)
+        )
+        for own, number in zip(
+            indices.tensor_split(self._accumulate),
+            passes.tensor_split(self._accumulate),
+            strict=True,
+        ):
+            view = self._views.number(number)
+            partners = self._partners(own, view) if self._views.mixing is not None else None
+            yield _Want(own, view, partners)
+
+    def _partners(self, indices: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
+        split, views = self._split, self._views
+        ids = split.ids[indices]
+        anyone = views.partner_positions(ids, view, len(split))
+        if len(self._labelled) in (0, len(split)):
+            return anyone
+        labelled = self._labelled[views.partner_positions(ids, view, len(self._labelled))]
+        return torch.where(split.labels[indices] != UNLABELLED, labelled, anyone)
+
+    def _batch(self, want: _Want, raw: Raw) -> Batch:
+        split, device = self._split, self._encoding.device
+        ids, labels = split.ids[want.own], split.labels[want.own]
+        if isinstance(raw, torch.Tensor):
+            raw = place(raw, device)
+        given: torch.Tensor | None = place(labels, device) if len(self._labelled) else None
+        if want.partners is None:
+            raw = self._views(raw, ids, want.view)
+        else:
+            count = len(want.own)
+            raw, share = self._views.mixed(
+                raw[:count], ids, want.view, raw[count:], split.ids[want.partners]
+            )
+            if given is not None:
+                others = place(split.labels[want.partners], device)
+                given = soft_labels(given, others, share, self._classes)
+        return Batch(
+            inputs=self._encoding(raw),
+            labels=given,
+            index=place(ids, device),
+            view=place(want.view, device),
+        )
+
+
+class EvaluationLoader:
+    """All samples of a split, in order, as they are; view -1."""
+
+    def __init__(
+        self,
+        split: Split,
+        encoders: Mapping[str, Encoder],
+        *,
+        batch_size: int,
+        device: torch.device | str,
+        workers: int | Literal["auto"] = "auto",
+    ) -> None:
+        """Choose the split and how it is cut.
+
+        Args:
+            split: the samples.
+            encoders: role -> how that model's inputs are made. Encoders of the same configuration
+                run once.
+            batch_size: samples in a batch; the last one may hold fewer.
+            device: where the batches go.
+            workers: as for `TrainingLoader`.
+        """
+        if batch_size < 1:
+            raise UnderstudyError(f"batch_size must be at least 1, not {batch_size}.")
+        self._split = split
+        self._batch_size = batch_size
+        self._encoding = _Encoding(encoders, torch.device(device))
+        self._labelled = bool((split.labels != UNLABELLED).any())
+        self._fetcher = fetcher(split, self._encoding.device, workers)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-len(self._split) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over the batches."""
+        split, device = self._split, self._encoding.device
+        wants = (
+            _Want(indices, torch.full_like(indices, EVALUATION_VIEW))
+            for indices in torch.split(torch.arange(len(split)), self._batch_size)
+        )
+        for want, raw in self._fetcher.stream(wants):
+            if isinstance(raw, torch.Tensor):
+                raw = place(raw, device)
+            yield Batch(
+                inputs=self._encoding(raw),
+                labels=place(split.labels[want.own], device) if self._labelled else None,
+                index=place(split.ids[want.own], device),
+                view=place(want.view, device),
+            )
+
+    def close(self) -> None:
+        """Stop the workers and free what is kept on the device."""
+        self._fetcher.close()
+
+
+@dataclass(frozen=True)
+class _Want:
+    """The samples of one micro-batch, and with whom they are mixed."""
+
+    own: torch.Tensor
+    view: torch.Tensor
+    partners: torch.Tensor | None = None
+
+    @property
+    def indices(self) -> torch.Tensor:
+        """Everything that has to be fetched: the samples, then their partners."""
+        return self.own if self.partners is None else torch.cat([self.own, self.partners])
+
+
+class _Encoding:
+    """Raw samples -> inputs of every role, each distinct encoder run once."""
+
+    def __init__(self, encoders: Mapping[str, Encoder], device: torch.device) -> None:
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        self.device = device
+        self._groups: list[tuple[Encoder, list[str]]] = []
+        for role, encoder in encoders.items():
+            for known, roles in self._groups:
+                if _same(known, encoder):
+                    roles.append(role)
+                    break
+            else:
+                self._groups.append((encoder, [role]))
+
+    def __call__(self, raw: Raw) -> dict[str, Any]:
+        inputs = {}
+        for encoder, roles in self._groups:
+            encoded = encoder(raw, self.device)
+            inputs.update(dict.fromkeys(roles, encoded))
+        return inputs
+
+
+def _same(first: Encoder, second: Encoder) -> bool:
+    if first is second:
+        return True
+    if type(first) is not type(second) or not hasattr(first, "config"):
+        return False
+    return bool(first.config() == second.config())  # type: ignore[attr-defined]

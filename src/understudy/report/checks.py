@@ -1,0 +1,119 @@
+"""What a reader should know before believing the numbers of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from understudy.report import formatting
+from understudy.report.run import BASELINE, TEACHER, RunData
+from understudy.report.statistics import Row
+
+COLLAPSE = 0.2
+"""A seed this far (as a fraction of the samples) below the median of its arm is pointed out."""
+BUDGET_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the arms of a run got to train with; means over seeds, None where it was not recorded."""
+
+    arm: str
+    steps: float | None
+    samples: float | None
+    seconds: float | None
+    peak_memory: float | None
+    samples_per_second: float | None
+
+
+def budgets(run: RunData, rows: Sequence[Row]) -> list[Budget]:
+    """Return the budget of each arm that has results."""
+    return [
+        Budget(
+            arm=row.arm,
+            steps=row.mean("steps"),
+            samples=row.mean("samples"),
+            seconds=row.mean("train_seconds"),
+            peak_memory=row.mean("peak_memory_bytes"),
+            samples_per_second=_throughput(run, row.arm),
+        )
+        for row in rows
+    ]
+
+
+def warnings(run: RunData, rows: Sequence[Row]) -> list[str]:
+    """Return one sentence for each thing that makes the comparison less than fair, or not yet whole."""
+    by_arm = {row.arm: row for row in rows}
+    students = [row for row in rows if row.role == "student"]
+    found: list[str] = []
+    if rows and BASELINE not in by_arm and BASELINE not in run.arms:
+        found.append(
+            "The student was not trained without a teacher, so what the teacher adds is not known."
+        )
+    found += _teacher(run, by_arm)
+    found += _unequal_budgets([row for row in rows if row.role != "teacher"])
+    found += [
+        f"{row.arm} has results for the seeds {_listed(row.seeds)}, the baseline for "
+        f"{_listed(by_arm[BASELINE].seeds)}; only shared seeds are compared."
+        for row in students
+        if BASELINE in by_arm and row.seeds != by_arm[BASELINE].seeds
+    ]
+    found += [sentence for row in rows for sentence in _collapsed(row)]
+    seen = sorted({line.split for line in run.epochs if line.split != "validation"})
+    if seen:
+        found.append(
+            f"During training this run was measured on {_listed(seen)}, not only on the validation split."
+        )
+    return found
+
+
+def _teacher(run: RunData, rows: dict[str, Row]) -> list[str]:
+    accuracy = rows[TEACHER].mean("accuracy") if TEACHER in rows else None
+    baseline = rows[BASELINE].mean("accuracy") if BASELINE in rows else None
+    if accuracy is None:
+        return []
+    if run.classes and accuracy <= 1 / len(run.classes):
+        return [
+            f"The teacher is no better than guessing among {len(run.classes)} classes "
+            f"({accuracy:.1%} of the test samples)."
+        ]
+    if baseline is not None and accuracy <= baseline:
+        return [
+            f"The teacher ({accuracy:.1%}) is no better than the student without it ({baseline:.1%})."
+        ]
+    return []
+
+
+def _unequal_budgets(rows: Sequence[Row]) -> list[str]:
+    found = []
+    for key, unit in (("steps", "optimiser steps"), ("samples", "training samples")):
+        means = {row.arm: mean for row in rows if (mean := row.mean(key)) is not None}
+        if means and max(means.values()) > min(means.values()) * (1 + BUDGET_TOLERANCE):
+            each = ", ".join(f"{arm} {formatting.count(mean)}" for arm, mean in means.items())
+            found.append(f"The arms did not get the same number of {unit}: {each}.")
+    return found
+
+
+def _collapsed(row: Row) -> list[str]:
+    spread = row.values.get("accuracy")
+    if spread is None or spread.n < 2 or len(row.seeds) != spread.n:
+        return []
+    median = sorted(spread.values)[spread.n // 2]
+    return [
+        f"{row.arm} with seed {seed} ended at {value:.1%}, far below its other seeds. Its mean includes it."
+        for seed, value in zip(row.seeds, spread.values, strict=True)
+        if median - value > COLLAPSE
+    ]
+
+
+def _throughput(run: RunData, arm: str) -> float | None:
+    speeds = sorted(
+        line.samples_per_second
+        for line in run.steps
+        if line.arm == arm and line.samples_per_second is not None
+    )
+    return speeds[len(speeds) // 2] if speeds else None
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values)) or "none"

@@ -1,0 +1,217 @@
+"""The sentences of a report, made from its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from understudy.report import formatting
+from understudy.report.curves import last_validation
+from understudy.report.run import BASELINE, TEACHER, RunData
+from understudy.report.statistics import Row, Spread, spread
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What a report says first.
+
+    Attributes:
+        arm: the student arm that it speaks of, None while there is none.
+        text: one sentence with the numbers.
+        verdict: one sentence on what they allow to say.
+        tone: "better", "worse", "unclear" or "waiting".
+    """
+
+    arm: str | None
+    text: str
+    verdict: str
+    tone: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One number in large type."""
+
+    title: str
+    value: str
+    detail: str
+    role: str = ""
+
+
+def headline(run: RunData, rows: Sequence[Row]) -> Headline:
+    """Sum the run up: the student with the best validation accuracy against baseline and teacher."""
+    by_arm = {row.arm: row for row in rows}
+    row = chosen_student(run, rows)
+    accuracy = row.values.get("accuracy") if row is not None else None
+    if row is None or accuracy is None:
+        done, whole = len(run.results), len(run.results) + len(run.missing)
+        return Headline(None, "No student has a result yet.", f"{done} of {whole} results are in.", "waiting")
+    parts = [f"{row.arm} student: {percent(accuracy)}"]
+    baseline = by_arm.get(BASELINE)
+    if baseline is not None and row.difference is not None:
+        parts[0] += (
+            f" versus {percent(baseline.values['accuracy'])} without a teacher "
+            f"({formatting.points(row.difference)} points, {_evidence(row)})"
+        )
+    teacher = by_arm.get(TEACHER)
+    if teacher is not None and "accuracy" in teacher.values:
+        parts.append(f"teacher {percent(teacher.values['accuracy'])}")
+    smaller = compression(teacher, row)
+    if smaller:
+        parts.append(smaller)
+    sentence, tone = verdict(row, baseline)
+    return Headline(row.arm, "; ".join(parts) + ".", sentence, tone)
+
+
+def chosen_student(run: RunData, rows: Sequence[Row]) -> Row | None:
+    """Return the student arm to speak of: the best on the validation split, else the first; never by test results."""
+    students = [row for row in rows if row.role == "student" and "accuracy" in row.values]
+    if not students:
+        return None
+    last = last_validation(run)
+    validation = {
+        row.arm: spread(value for (arm, _), value in last.items() if arm == row.arm)
+        for row in students
+    }
+    if any(found is None for found in validation.values()):
+        return students[0]
+    return max(students, key=lambda row: found.mean if (found := validation[row.arm]) else 0.0)
+
+
+def verdict(row: Row, baseline: Row | None) -> tuple[str, str]:
+    """Return what the numbers of a student arm allow to say about it, and the tone of that."""
+    if baseline is None or row.difference is None:
+        return "Without a baseline, what the teacher adds cannot be said.", "unclear"
+    test = row.test
+    if test is None:
+        return (
+            "One seed only: whether the difference is more than chance cannot be said.",
+            "unclear",
+        )
+    if test.p_value is None:
+        return f"All {test.n} seeds show the same difference, so a t-test is not defined.", "unclear"
+    between = f"95 % interval {formatting.interval(test)} points"
+    if not test.significant:
+        return (
+            f"With {test.n} seeds this difference cannot be told from chance ({between}).",
+            "unclear",
+        )
+    if test.mean > 0:
+        return f"The gain is more than the seeds' spread explains ({between}).", "better"
+    return f"The teacher did harm here: the student is better without it ({between}).", "worse"
+
+
+def compression(teacher: Row | None, student: Row) -> str:
+    """Return "12× fewer parameters" than the teacher, or "" where sizes are not known."""
+    large = teacher.mean("parameters") if teacher is not None else None
+    small = student.mean("parameters")
+    if not large or not small:
+        return ""
+    if large >= small * 1.05:
+        return f"{formatting.ratio(large, small)} fewer parameters"
+    if small >= large * 1.05:
+        return f"{formatting.ratio(small, large)} more parameters"
+    return "as many parameters"
+
+
+def cards(run: RunData, rows: Sequence[Row]) -> list[Card]:
+    """Return the numbers that are shown in large type."""
+    by_arm = {row.arm: row for row in rows}
+    teacher, baseline, student = by_arm.get(TEACHER), by_arm.get(BASELINE), chosen_student(run, rows)
+    found = [
+        Card(title, percent(row.values["accuracy"]), _measured(row), row.role)
+        for title, row in (
+            ("Teacher", teacher),
+            ("Student without a teacher", baseline),
+            (f"Student, {student.arm}" if student else "", student),
+        )
+        if row is not None and "accuracy" in row.values
+    ]
+    if student is None:
+        return found
+    if student.difference is not None:
+        found.append(
+            Card("Gain from the teacher", f"{formatting.points(student.difference)} points", _evidence(student))
+        )
+    closed = _gap_closed(teacher, baseline, student)
+    if closed is not None:
+        found.append(Card("Gap to the teacher closed", f"{closed:.0%}", "of baseline to teacher"))
+    if teacher is not None:
+        found += _savings(teacher, student)
+    return found
+
+
+def percent(found: Spread) -> str:
+    """Return "93.1 ± 0.4 %"."""
+    middle = f" ± {found.std * 100:.1f}" if found.std is not None else ""
+    return f"{found.mean * 100:.1f}{middle} %"
+
+
+def _evidence(row: Row) -> str:
+    if row.test is None:
+        return "1 seed"
+    return f"{formatting.p_value(row.test.p_value)}, {row.test.n} seeds"
+
+
+def _measured(row: Row) -> str:
+    n = row.values["accuracy"].n
+    return f"test accuracy, {n} seeds" if n > 1 else "test accuracy"
+
+
+def _gap_closed(teacher: Row | None, baseline: Row | None, student: Row) -> float | None:
+    """Return (student - baseline) / (teacher - baseline), None unless the teacher is ahead of the baseline."""
+    top = teacher.mean("accuracy") if teacher is not None else None
+    base = baseline.mean("accuracy") if baseline is not None else None
+    own = student.mean("accuracy")
+    if top is None or base is None or own is None or top <= base:
+        return None
+    return (own - base) / (top - base)
+
+
+def _savings(teacher: Row, student: Row) -> list[Card]:
+    found = []
+    for key, title, word in (("parameters", "Size", "fewer parameters"), ("latency_ms.1", "Speed", "faster")):
+        large, small = teacher.mean(key), student.mean(key)
+        if not large or not small:
+            continue
+        if key == "parameters":
+            detail = f"{formatting.count(large)} → {formatting.count(small)}"
+        else:
+            detail = f"{large:.2f} ms → {small:.2f} ms, batch 1"
+        if large >= small:
+            found.append(Card(title, f"{formatting.ratio(large, small)} {word}", detail))
+        else:
+            opposite = {"fewer parameters": "more parameters", "faster": "slower"}[word]
+            found.append(Card(title, f"{formatting.ratio(small, large)} {opposite}", detail))
+    return found
+
+
+def notes(run: RunData) -> list[str]:
+    """Return how the numbers came about: splits, spread, tests, what is counted."""
+    counts = run.counts
+    validation, test = counts.get("validation", 0), counts.get("test")
+    on = f" ({test} samples)" if test else ""
+    if any(line.split != "validation" for line in run.epochs):
+        first = "Training was watched on other splits than validation; see the warning above."
+    elif validation:
+        first = (
+            f"Whatever was chosen during training was chosen on the validation split ({validation} samples). "
+            f"The test split{on} was measured once for each member, after its training."
+        )
+    else:
+        first = (
+            "There is no validation split, so nothing was chosen by results. The test split"
+            f"{on} was measured once for each member, after its training."
+        )
+    return [
+        first,
+        "The headline speaks of the student arm with the best last validation accuracy, not of the best on the test "
+        "split.",
+        "± is the sample standard deviation over seeds (n − 1). Bands and whiskers in the learning curves are the least "
+        "and greatest seed.",
+        "Differences are paired: an arm minus the baseline with the same seed. p is from a two-sided paired t-test and is "
+        "not corrected for the number of arms; few seeds make a weak test.",
+        "The baseline is the same student, trained without the teacher.",
+        "FLOPs are counted by PyTorch for one sample, a multiply-add as two. Latency is the median of warm forward "
+        "passes on the machine below.",
+    ]
