@@ -37,7 +37,7 @@ format: $(VENV)/.stamp-dev ## Format the code and fix what can be fixed
 	$(BIN)/ruff format
 
 docs: $(VENV)/.stamp-dev ## Build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.stamp-dev ## Run the benchmarks
 	@set -e; for file in $(sort $(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file; done

@@ -1,12 +1,13 @@
 """Pages of the documentation that are made from the code when the site is built (a hook of MkDocs).
 
 - One reference page per room, listing every public module of its package.
-- The cards and the table of methods, from the registry.
+- The cards of methods, sources, transforms and schedules, and the table of methods, from their registries.
 - A check that the site asks no other server for anything, so that it can be read without a network.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -17,6 +18,10 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "src")]
+
+import method_table
+
 PACKAGE = ROOT / "src" / "understudy"
 ROOMS = {
     "recipe": "Recipes, overrides, the schema and `distill()`.",
@@ -30,14 +35,30 @@ ROOMS = {
     "objectives": "Pure functions: tensors in, loss out.",
     "report": "From a run directory to one HTML file.",
 }
+REGISTRIES = {
+    "method": ("understudy.methods.method", "methods"),
+    "source": ("understudy.data.source", "sources"),
+    "transform": ("understudy.data.views", "transforms"),
+    "schedule": ("understudy.training.schedules", "schedules"),
+}
+"""What `<!-- KIND-cards -->` on a page stands for: one card per member of a registry."""
+CARD = """    options:
+      show_root_heading: false
+      show_root_toc_entry: false
+      show_bases: false
+      members: false
+"""
 SINGLE_MODULES = ["errors", "seeding", "registry"]
-EXTERNAL = re.compile(r"""<(?:script|img|iframe)[^>]+src=["']?(?:https?:)?//|<link[^>]+rel=["']?(?:stylesheet|preload|preconnect)[^>]*href=["']?(?:https?:)?//""")
+EXTERNAL = re.compile(
+    r"""<(?:script|img|iframe)\b[^>]*\bsrc=["']?(?:https?:)?//"""
+    r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|preload|preconnect))[^>]*\bhref=["']?(?:https?:)?//"""
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the reference pages."""
     for room, summary in ROOMS.items():
-        body = "\n\n".join(f"::: {module}" for module in public_modules(room))
+        body = "\n\n".join(entry(room, module) for module in public_modules(room))
         content = f"# `understudy.{room}`\n\n{summary}\n\n{body}\n"
         files.append(File.generated(config, f"reference/{room}.md", content=content))
     body = "\n\n".join(f"::: understudy.{module}" for module in SINGLE_MODULES)
@@ -48,19 +69,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Fill in what a page asks for by a marker."""
-    if "<!-- method-table -->" in markdown or "<!-- method-cards -->" in markdown:
-        sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "src")]
-        from method_table import table
-
-        from understudy.methods import methods
-
-        cards = "\n\n".join(
-            f"## `{name}`\n\n::: {member.__module__}.{member.__qualname__}\n"
-            "    options:\n      heading_level: 3\n      show_bases: false\n      members: false\n"
-            for name, member in methods
-        )
-        markdown = markdown.replace("<!-- method-table -->", table())
-        markdown = markdown.replace("<!-- method-cards -->", cards)
+    if "<!-- method-table -->" in markdown:
+        markdown = markdown.replace("<!-- method-table -->", method_table.table())
+    for kind, (module, attribute) in REGISTRIES.items():
+        marker = f"<!-- {kind}-cards -->"
+        if marker in markdown:
+            registry = getattr(importlib.import_module(module), attribute)
+            level = "##" if kind == "method" else "###"
+            cards = [
+                f"{level} `{name}`\n\n::: {member.__module__}.{member.__qualname__}\n{CARD}"
+                for name, member in registry
+            ]
+            markdown = markdown.replace(marker, "\n\n".join(cards))
     return markdown
 
 
@@ -70,6 +90,12 @@ def on_post_build(config: MkDocsConfig) -> None:
         found = EXTERNAL.search(page.read_text(encoding="utf-8"))
         if found:
             raise PluginError(f"{page.name} loads something from another server: {found.group(0)}")
+
+
+def entry(room: str, module: str) -> str:
+    """Return what documents a module; the package itself only re-exports, so that only its docstring is shown."""
+    options = "\n    options:\n      members: false" if module == f"understudy.{room}" else ""
+    return f"::: {module}{options}"
 
 
 def public_modules(room: str) -> list[str]:

@@ -1,8 +1,8 @@
 """The examples of the README and the documentation work as they stand there.
 
 A page's Python blocks are one program, run in an empty directory in a process of its own. A block with a title such as
-`title="my_method.py"` is a file beside that program. A block after `<!-- no-run -->` is left out. So that this takes seconds,
-`epochs=...` becomes one epoch and lists of seeds become one seed.
+`title="my_method.py"` is a file beside that program. A block after `<!-- no-run -->` is left out. `epochs=...` becomes one
+epoch and a list of seeds becomes one seed, so that this takes seconds.
 """
 
 from __future__ import annotations
@@ -132,10 +132,15 @@ def test_commands_exist_with_their_options(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", with_language("yaml"), ids=name)
-def test_yaml_examples_can_be_read(page: Path) -> None:
+def test_recipes_are_accepted(page: Path) -> None:
+    from understudy.recipe.loading import from_values
+
     for block in blocks(page):
         if block.language == "yaml" and not block.skipped:
-            assert yaml.safe_load("\n".join(block.lines)) is not None, f"{page.name}:{block.first}"
+            values = yaml.safe_load("\n".join(block.lines))
+            assert values is not None, f"{page.name}:{block.first}"
+            if {"data", "student"} <= set(values):  # a whole recipe; the others show a part of one
+                from_values(values)
 
 
 def test_the_reader_of_pages_sees_every_kind_of_block(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ DISTRIBUTION_OF = {
     "huggingface_hub": "datasets",  # comes with it, and with transformers
     "mlflow": "mlflow-skinny",
     "pandas": "datasets",
+    "pydantic_core": "pydantic",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
@@ -70,9 +71,7 @@ def test_every_import_is_declared(repository: Path, project: dict) -> None:
     assert not undeclared
 
 
-def test_constraints_pin_every_dependency_within_its_range(
-    repository: Path, project: dict
-) -> None:
+def test_constraints_pin_every_dependency_within_its_range(repository: Path, project: dict) -> None:
     pins = {}
     for line in (repository / "constraints.txt").read_text(encoding="utf-8").splitlines():
         text = line.partition("#")[0].strip()
@@ -108,5 +107,7 @@ def test_wheel_carries_recipes_templates_and_type_marker(repository: Path, tmp_p
     }
     assert wanted - carried == set()
     assert "understudy/py.typed" in carried
-    assert any(name.startswith("understudy/recipes/") and name.endswith(".yaml") for name in carried)
+    assert any(
+        name.startswith("understudy/recipes/") and name.endswith(".yaml") for name in carried
+    )
     assert any(name.endswith("licenses/LICENSE") for name in carried)

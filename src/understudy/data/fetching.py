@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Literal, Protocol, TypeVar
@@ -142,8 +143,8 @@ class WorkerFetcher:
             yield asked.popleft(), raw
             if turn != self._turn:
                 raise UnderstudyError(
-                    "A second iteration over a loader with workers began while the first was still in use. "
-                    "Finish one first, or make two loaders."
+                    "A second iteration over a loader with workers began while the first was still "
+                    "in use. Finish one first, or make two loaders."
                 )
 
     def close(self) -> None:
@@ -152,7 +153,7 @@ class WorkerFetcher:
 
 
 class _Queue:
-    """The sampler of a `WorkerFetcher`: remembers what was asked for, since answers come in that order."""
+    """The sampler of a `WorkerFetcher`: notes what is asked for; answers come in that order."""
 
     def __init__(self) -> None:
         self._indices: Iterator[torch.Tensor] = iter(())
@@ -179,14 +180,18 @@ class _Positions(Dataset[Raw]):
         try:
             return self._split.fetch(indices)
         except UnderstudyError as error:
-            # Sent as a value: the loader would bury the sentence under the worker's traceback.
+            # Sent as a value: torch would bury the sentence under the worker's traceback, and takes
+            # seconds to stop a worker that raised.
             return _Failure(error)
+        except Exception:
+            story = traceback.format_exc()
+            return _Failure(RuntimeError(f"Samples could not be read in a worker:\n{story}"))
 
 
 class _Failure:
     """An error on its way from a worker."""
 
-    def __init__(self, error: UnderstudyError) -> None:
+    def __init__(self, error: Exception) -> None:
         self.error = error
 
 

@@ -27,8 +27,9 @@ def no_global_draws(culprit: str) -> Iterator[None]:
     for (library, old), (_, new) in zip(before, _states(), strict=True):
         if old != new:
             raise UnderstudyError(
-                f"{culprit} drew from the global generator of {library}, so its views could not be rebuilt "
-                "and a resumed run would see others. Subclass Transform and draw from `draw` instead."
+                f"{culprit} drew from the global generator of {library}, so its views could not be "
+                "rebuilt and a resumed run would see others. Subclass Transform and draw from "
+                "`draw` instead."
             )
 
 

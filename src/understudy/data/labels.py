@@ -27,10 +27,10 @@ def keep_labels(split: Split, count: int | float, *, stratified: bool = True, se
         stratified: give every class labels in proportion to its size, and at least one when `count` allows it.
         seed: which labels are drawn.
 
-    The choice depends on (seed, sample ids, labels) only, not on the order of the samples, and it is nested: what 100 labels keep is
-    a part of what 200 keep under the same seed. For that the classes' shares come from the Sainte-Lague divisor method,
-    which never takes a seat back when there are more to give; largest remainders can. The two differ by at most a
-    label or so in a class, and for classes of equal size not at all.
+    The choice depends on (seed, sample ids, labels) only, not on the order of the samples, and it is nested: what
+    100 labels keep is a part of what 200 keep under the same seed. For that the classes' shares come from the
+    Sainte-Lague divisor method, which never takes a seat back when there are more to give; largest remainders can.
+    The two differ by at most a label or so in a class, and for classes of equal size not at all.
 
     Raises:
         DataError: `count` is negative, more than there are labels, or a fraction outside (0, 1].
@@ -91,8 +91,8 @@ def check_label_maps(
         teacher: class names of the teacher in logit order, or only their number when it names none; None: no teacher.
         student: the same for the student.
 
-    Names are compared without case and with "_", "-" and " " taken as equal. A name that carries no information ("LABEL_0",
-    "class 3", "7"), that is unknown on the other side or that occurs there twice is passed over.
+    Names are compared without case and with "_", "-" and " " taken as equal. A name that carries no information
+    ("LABEL_0", "class 3", "7"), that is unknown on the other side or that occurs there twice is passed over.
 
     Raises:
         PreflightError: the numbers differ, or a name stands for another index on the other side.
@@ -109,7 +109,7 @@ def check_label_maps(
         ]
         if sizes[0] != sizes[1]:
             raise PreflightError(
-                f"{one.capitalize()} and {other} do not have the same classes: {one} "
+                f"{one.capitalize()} and {other} do not have the same number of classes: {one} "
                 f"{_has(one)} {sizes[0]} and {other} {_has(other)} {sizes[1]}."
             )
         if not isinstance(first, int) and not isinstance(second, int):
@@ -125,9 +125,12 @@ def _check_order(one: str, first: Sequence[str], other: str, second: Sequence[st
     for name, index in positions.items():
         if name in others and others[name] != index:
             raise PreflightError(
-                f"{one.capitalize()} and {other} order their classes differently: '{first[index]}' is class {index} of {one} but class "
-                f"{others[name]} of {other}, whose class {index} is '{second[index]}'. Give the data's `classes` in the order "
-                f"{list(second) if len(second) <= 20 else 'that the model uses'}, or use a model with the data's order."
+                f"{one.capitalize()} and {other} order their classes differently: '{first[index]}' is class "
+                f"{index} of {one} but class "
+                f"{others[name]} of {other}, whose class {index} is '{second[index]}'. Give the data's "
+                "`classes` in the order "
+                f"{list(second) if len(second) <= 20 else 'that the model uses'}, or use a model with the "
+                "data's order."
             )
 
 
@@ -149,7 +152,8 @@ def _number(count: int | float, available: int, what: str, of: str) -> int:
     if isinstance(count, float):
         if not 0 < count <= 1:
             raise DataError(
-                f"The fraction of {what} is {count}; it must lie in (0, 1]. A number of samples is written as an integer."
+                f"The fraction of {what} is {count}; it must lie in (0, 1]. A number of samples is written as "
+                "an integer."
             )
         return round(count * available)
     if not 0 <= count <= available:
@@ -162,8 +166,8 @@ def _order(
 ) -> torch.Tensor:
     """Order `indices` so that its first n entries are the choice of n samples, for any n.
 
-    Within a class the order is drawn at random. Between classes, the sample that would be the (s + 1)-th of a class of n samples
-    has priority n / (s + 1/2), Sainte-Lague's; every class's first one comes before all of these. With
+    Within a class the order is drawn at random. Between classes, the sample that would be the (s + 1)-th of a class
+    of n samples has priority n / (s + 1/2), Sainte-Lague's; every class's first one comes before all of these. With
     `spare`, every class's last one comes after them.
     """
     ids = split.ids[indices].numpy()

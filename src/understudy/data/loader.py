@@ -76,12 +76,13 @@ class TrainingLoader:
             raise UnderstudyError(f"accumulate must be at least 1, not {accumulate}.")
         if order.smallest_batch < world * accumulate:
             raise UnderstudyError(
-                f"A batch of {order.smallest_batch} samples cannot be cut into {world} x {accumulate} parts "
-                "(ranks x micro-batches). Use a larger batch_size or fewer parts."
+                f"A batch of {order.smallest_batch} samples cannot be cut into {world} x "
+                f"{accumulate} parts (ranks x micro-batches). Use a larger batch_size or fewer parts."
             )
         if int(order.population.max()) >= len(split):
             raise DataError(
-                f"The order reaches sample {int(order.population.max())} of a split of {len(split)}."
+                f"The order reaches sample {int(order.population.max())}, but the split has "
+                f"{len(split)}."
             )
         self.order = order
         self._split = split

@@ -131,8 +131,9 @@ class Views:
             if not isinstance(part, Transform | Mixing):
                 raise UnderstudyError(
                     f"Transform {position} is {part!r}, which does not say how it draws, so its "
-                    "views could not be rebuilt. If it is random, write it as a subclass of Transform "
-                    "that draws from `draw`; if it is not, wrap it: Deterministic(function)."
+                    "views could not be rebuilt. If it is random, write it as a subclass of "
+                    "Transform that draws from `draw`; if it is not, wrap it: "
+                    "Deterministic(function)."
                 )
         mixing = [place for place, part in enumerate(transforms) if isinstance(part, Mixing)]
         if len(mixing) > 1:

@@ -50,7 +50,9 @@ def channel_statistics(
     mean = origin.flatten() + offset
     deviation = (torch.as_tensor(squares) / count - offset.square()).clamp_min(0.0).sqrt()
     if not (torch.isfinite(mean).all() and torch.isfinite(deviation).all()):
-        raise ModelError("The samples hold NaN or infinity, so they have no mean and standard deviation.")
+        raise ModelError(
+            "The samples hold NaN or infinity, so they have no mean and standard deviation."
+        )
     deviation = torch.where(deviation > 1e-6 * mean.abs().clamp_min(1e-6), deviation, 1.0)
     return tuple(mean.tolist()), tuple(deviation.tolist())
 

@@ -220,5 +220,7 @@ def _checked_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
         return None
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ModelError(f"'size' is {size!r}; it must be a whole number of pixels, or height and width.")
+        raise ModelError(
+            f"'size' is {size!r}; it must be a whole number of pixels, or height and width."
+        )
     return (pair[0], pair[1])

@@ -30,7 +30,9 @@ def load_tokenizer(place: str | Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"No tokenizer can be loaded from '{place}': {first_line(error)}") from error
+        raise ModelError(
+            f"No tokenizer can be loaded from '{place}': {first_line(error)}"
+        ) from error
 
 
 def train_tokenizer(
@@ -98,7 +100,10 @@ def _wordpiece(tokenizers: Any, corpus: Iterable[str], size: int) -> Any:
     counts: Counter[str] = Counter()
     for text in corpus:
         counts.update(normalizer.normalize_str(text))
-    common = sorted((character for character in counts if not character.isspace()), key=lambda c: (-counts[c], c))
+    common = sorted(
+        (character for character in counts if not character.isspace()),
+        key=lambda c: (-counts[c], c),
+    )
     alphabet = sorted(common[:_ALPHABET_LIMIT])
     _check_size(size, 2 * len(alphabet))
     # The trainer numbers the pieces that continue a word in the order of a hash table, which differs from process to process,

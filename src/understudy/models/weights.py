@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +52,24 @@ def load_weights(
     module = unwrap(module)
     description = f"{file.name} (sha256 {file_hash(file)[:12]})"
     target = module.state_dict()
-    differing = [name for name, value in state.items() if name in target and value.shape != target[name].shape]
-    head = _classifier_of(module, state, differing)
-    if drop_head:
-        if head is None:
+    differing = [
+        name
+        for name, value in state.items()
+        if name in target and value.shape != target[name].shape
+    ]
+    heads = _classifiers(module, state, differing)
+    if heads:
+        theirs, mine = _classes(state, heads[0]), _classes(target, heads[0])
+        named = " and ".join(f"'{head}'" for head in heads)
+        if not drop_head:
             raise ModelError(
-                f"`drop_head` is set, but {file.name} has no classifier of another size; leave it out."
+                f"The classifier {named} has {theirs} classes in {file.name}, the model has {mine}. {_HOW_TO_DROP}"
             )
-        theirs, mine = _classes(state, head), _classes(target, head)
-        state = {name: value for name, value in state.items() if not _inside(name, head)}
-        description += f", classifier '{head}' new ({theirs} -> {mine} classes)"
-    elif head is not None:
+        state = {name: value for name, value in state.items() if not _inside(name, heads)}
+        description += f", classifier {named} new ({theirs} -> {mine} classes)"
+    elif drop_head:
         raise ModelError(
-            f"The classifier '{head}' has {_classes(state, head)} classes in {file.name}, the model has "
-            f"{_classes(target, head)}. {_HOW_TO_DROP}"
+            f"`drop_head` is set, but {file.name} has no classifier with another number of classes; leave it out."
         )
     elif differing:
         shown = ", ".join(
@@ -81,7 +85,7 @@ def load_weights(
 
         load_published(module, state)
         return description
-    missing, unexpected = _unmatched(module, state, head if drop_head else None)
+    missing, unexpected = _unmatched(module, state, heads)
     if not set(state) & set(target):
         raise ModelError(_misfit(file, module, missing, unexpected) + " Nothing in it has a place.")
     if strict and (missing or unexpected):
@@ -101,7 +105,9 @@ def read_state(file: Path) -> dict[str, torch.Tensor]:
         try:
             return dict(load_file(file))
         except (SafetensorError, ValueError) as error:
-            raise ModelError(f"{file} is damaged or no safetensors file: {first_line(error)}") from error
+            raise ModelError(
+                f"{file} is damaged or no safetensors file: {first_line(error)}"
+            ) from error
     try:
         with torch.serialization.safe_globals(_number_types()):
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -111,7 +117,9 @@ def read_state(file: Path) -> dict[str, torch.Tensor]:
             "numbers, strings and containers of them are read. Save `model.state_dict()` alone, or as safetensors."
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ModelError(f"{file} is damaged or no PyTorch checkpoint: {first_line(error)}") from error
+        raise ModelError(
+            f"{file} is damaged or no PyTorch checkpoint ({type(error).__name__}: {first_line(error)})."
+        ) from error
     return _tensors_in(content, file)
 
 
@@ -137,7 +145,9 @@ def _file_at(path: Path) -> Path:
         inner = path / "model.safetensors"
         if inner.is_file():
             return inner
-        raise ModelError(f"The folder {path} holds no model.safetensors; name the file with the weights.")
+        raise ModelError(
+            f"The folder {path} holds no model.safetensors; name the file with the weights."
+        )
     if not path.is_file():
         beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         close = nearest(path.name, beside)
@@ -170,7 +180,11 @@ def _tensors_in(content: Any, file: Path) -> dict[str, torch.Tensor]:
         if inner is None:
             break
         found = inner
-    if isinstance(found, Mapping) and found and all(isinstance(value, torch.Tensor) for value in found.values()):
+    if (
+        isinstance(found, Mapping)
+        and found
+        and all(isinstance(value, torch.Tensor) for value in found.values())
+    ):
         return {str(name): value for name, value in found.items()}
     keys = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
     raise ModelError(
@@ -179,33 +193,34 @@ def _tensors_in(content: Any, file: Path) -> dict[str, torch.Tensor]:
     )
 
 
-def _classifier_of(
+def _classifiers(
     module: nn.Module, state: Mapping[str, torch.Tensor], differing: list[str]
-) -> str | None:
-    """Return the module that explains all differing shapes as another number of classes, or None."""
+) -> list[str]:
+    """Return the modules that explain all differing shapes as another number of classes; none if something else differs."""
     target = module.state_dict()
-    owners = {name.rpartition(".")[0] for name in differing}
-    if len(owners) != 1:
-        return None
-    owner = owners.pop()
-    part = dict(module.named_modules()).get(owner)
-    if not isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d):
-        return None
-    # The input side agrees, only the number of outputs differs.
+    parts = dict(module.named_modules())
+    owners = list(dict.fromkeys(name.rpartition(".")[0] for name in differing))
+    layers = all(
+        isinstance(parts.get(owner), nn.Linear | nn.Conv1d | nn.Conv2d) for owner in owners
+    )
+    # The input side agrees; only the number of outputs differs, for all in the same way.
     same_inside = all(state[name].shape[1:] == target[name].shape[1:] for name in differing)
-    return owner if same_inside else None
+    counts = {
+        (state[name].shape[0], target[name].shape[0]) for name in differing if target[name].dim()
+    }
+    return owners if layers and same_inside and len(counts) == 1 else []
 
 
 def _classes(state: Mapping[str, torch.Tensor], head: str) -> int:
     return int(state[f"{head}.weight"].shape[0])
 
 
-def _inside(name: str, owner: str) -> bool:
-    return name.startswith(f"{owner}.")
+def _inside(name: str, owners: Sequence[str]) -> bool:
+    return any(name.startswith(f"{owner}.") for owner in owners)
 
 
 def _unmatched(
-    module: nn.Module, state: Mapping[str, torch.Tensor], dropped: str | None
+    module: nn.Module, state: Mapping[str, torch.Tensor], dropped: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """Return the names that only the module has, and those that only the file has."""
     target = module.state_dict(keep_vars=True)
@@ -217,7 +232,7 @@ def _unmatched(
         # A tensor shared by two modules is written once; the counter of old batch norms is not read by a forward pass.
         and _place(value) not in present
         and not name.endswith("num_batches_tracked")
-        and not (dropped is not None and _inside(name, dropped))
+        and not _inside(name, dropped)
     ]
     return missing, [name for name in state if name not in target]
 

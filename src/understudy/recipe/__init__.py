@@ -1,0 +1,8 @@
+"""Recipes: what a run is told, as YAML or from Python."""
+
+from understudy.recipe.distill import distill
+from understudy.recipe.loading import from_values, load, packaged
+from understudy.recipe.recipe import Recipe
+from understudy.recipe.schema import schema
+
+__all__ = ["Recipe", "distill", "from_values", "load", "packaged", "schema"]

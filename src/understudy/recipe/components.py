@@ -22,7 +22,7 @@ from pydantic_core import core_schema
 
 from understudy.errors import UnderstudyError, UnknownName
 from understudy.recipe.hints import descriptions, strict
-from understudy.recipe.problems import Section, found, problem, problem_at
+from understudy.recipe.problems import Expected, Section, found, problem, problem_at
 
 SCHEMA_MARK = "x-component"
 """Key of the JSON schema that stands for a kind of component until the whole schema is put together."""
@@ -82,7 +82,12 @@ class Kind:
     @property
     def field(self) -> Any:
         """The pydantic type of a field that holds one."""
-        return Annotated[Component, self]
+        return Annotated[Component, self, Expected(self.words)]
+
+    @property
+    def words(self) -> str:
+        """What a problem says was expected."""
+        return f"a {self.label}" if self.label[0] not in "aeiou" else f"an {self.label}"
 
     def section(self, name: str) -> type[Section]:
         """Return the section of the keywords of the member called `name`."""
@@ -137,7 +142,7 @@ class Kind:
         """Make a component once, so that values that its constructor refuses are found now."""
         try:
             made = self.make(component)
-        except (ValueError, TypeError, UnderstudyError) as error:
+        except (ValueError, TypeError, RuntimeError, UnderstudyError) as error:
             raise problem(str(error) or type(error).__name__) from None
         if not isinstance(made, self.live):
             raise problem(f"'{component.name}' gives {found(made)}, which is no {self.label}")
@@ -155,7 +160,7 @@ class Kind:
     def from_object(self, value: Any) -> Component:
         """Return the component for a live object, by its name when it is one that a recipe could have named."""
         if not isinstance(value, self.live):
-            raise problem(f"expected a {self.label} (its name, or a mapping with `name`), found {found(value)}")
+            raise problem(f"expected {self.words} (its name, or a mapping with `name`), found {found(value)}")
         named = self.name_of(value)
         if named is not None:
             return named

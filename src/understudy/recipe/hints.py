@@ -48,11 +48,13 @@ def strict(hint: Any, known: Known | None = None) -> Any:
     """
     known = known or {}
     origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return Any
     if origin is Annotated:
         return strict(arguments[0], known)
     if inspect.isclass(hint) and hint in known:
         return known[hint]
-    words = in_words(hint)
+    words = in_words(hint, known)
     if hint in _SCALARS:
         return Annotated[_SCALARS[hint][0], _one_problem(words), Expected(words)]
     if hint is Path:
@@ -76,11 +78,16 @@ def strict(hint: Any, known: Known | None = None) -> Any:
     return Any
 
 
-def in_words(hint: Any) -> str:
+def in_words(hint: Any, known: Known | None = None) -> str:
     """Say what a hint takes: "a whole number or null"."""
+    known = known or {}
     origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return "anything"
     if hint in _SCALARS:
         return _SCALARS[hint][1]
+    if inspect.isclass(hint) and hint in known:
+        return next(mark.words for mark in get_args(known[hint])[1:] if hasattr(mark, "words"))
     if hint is None or hint is type(None):
         return "null"
     if hint is Path:
@@ -88,11 +95,11 @@ def in_words(hint: Any) -> str:
     if origin is Literal:
         return _either([f"'{value}'" if isinstance(value, str) else _yaml(value) for value in arguments])
     if origin in (Union, types.UnionType):
-        return _either([in_words(argument) for argument in arguments])
+        return _either([in_words(argument, known) for argument in arguments])
     if hint in _LISTS or origin in _LISTS:
         if origin is tuple and arguments and arguments[-1] is not Ellipsis:
-            return f"a list of {len(arguments)}: {', '.join(in_words(item) for item in arguments)}"
-        item = in_words(arguments[0]) if arguments else ""
+            return f"a list of {len(arguments)}: {', '.join(in_words(item, known) for item in arguments)}"
+        item = in_words(arguments[0], known) if arguments else ""
         return f"a list, each {item}" if item and item != "anything" else "a list"
     if hint in _MAPPINGS or origin in _MAPPINGS:
         return "a mapping"
@@ -200,7 +207,7 @@ class _DataclassReader:
 def _union(members: tuple[Any, ...], words: str, known: Known) -> Any:
     """Read a union: a mapping goes to its dataclass (if any), so that problems keep their place; else one sentence."""
     rest = [member for member in members if member is not type(None)]
-    if len(rest) == 1:
+    if len(rest) == 1 and rest[0] not in _SCALARS:
         inner = strict(rest[0], known)
         return Annotated[inner | None, Expected(words)]
     readers = [_DataclassReader(m, known) for m in rest if inspect.isclass(m) and dataclasses.is_dataclass(m)]
@@ -224,9 +231,9 @@ def _list(hint: Any, words: str, known: Known) -> Any:
         fixed: Any = tuple[tuple(strict(item, known) for item in arguments)]  # type: ignore[misc]
         return Annotated[fixed, _length(len(arguments), words), check, Expected(words)]
     item = strict(arguments[0], known) if arguments else Any
-    if get_origin(hint) is tuple or hint is tuple:
-        return Annotated[tuple[item, ...], check, Expected(words)]
-    return Annotated[list[item], check, Expected(words)]  # type: ignore[valid-type]
+    if list in (hint, get_origin(hint)):
+        return Annotated[list[item], check, Expected(words)]  # type: ignore[valid-type]
+    return Annotated[tuple[item, ...], check, Expected(words)]
 
 
 def _one_problem(words: str) -> WrapValidator:

@@ -7,13 +7,18 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from pydantic import BaseModel, Field, create_model
 from torch import nn
+from torch.utils.data import Dataset
 
 from understudy.data.source import Source, sources
+from understudy.data.sources.python import from_dataset, from_tensors
 from understudy.data.views import Mixing, Transform, transforms
-from understudy.errors import UnderstudyError
+from understudy.errors import UnknownName, suggestion
 from understudy.methods.method import Method, Ramp, methods
+from understudy.models.build import builders
+from understudy.models.build import names as model_names
 from understudy.models.model import Model
 from understudy.recipe.components import Component, Kind
 from understudy.recipe.hints import Known, strict
@@ -55,12 +60,15 @@ class _OptimizerKind(Kind):
     def make(self, component: Component) -> Optimizer:
         optimizer = Optimizer(component.name, **component.keywords)
         # Muon takes matrices only, SGD anything; the values are judged by torch's own constructor.
-        optimizer.build([nn.Parameter(nn.Linear(1, 1, bias=False, device="meta").weight)])
+        optimizer.build([nn.Parameter(torch.zeros(1, 1))])
         return optimizer
 
 
 class _SourceKind(Kind):
-    """Sources: functions that load a `Source`."""
+    """Sources: functions that load a `Source`. From Python also what `as_source` takes."""
+
+    def from_object(self, value: Any) -> Component:
+        return super().from_object(as_source(value))
 
 
 class _ModelKind(Kind):
@@ -72,6 +80,7 @@ class _ModelKind(Kind):
     }
 
     def section(self, name: str) -> type[Section]:
+        self.find(name)
         return _ModelKeywords
 
     def shown(self, name: str, read: BaseModel) -> list[str]:
@@ -98,8 +107,14 @@ _ModelKeywords = create_model(
 )
 
 
-def _model_names() -> list[str]:
-    raise UnderstudyError("Models are found by prefix.")
+def find_prefix(name: str) -> Callable[..., Any]:
+    """Return what builds models like `name`; only the prefix is looked at, since listing a library's models takes seconds."""
+    prefix, _, rest = name.partition(":")
+    if not prefix or not rest or prefix not in builders:
+        known = ", ".join(f"{each}:" for each in builders.names())
+        close = suggestion(name, model_names("kd") if not rest else [f"{each}:{rest}" for each in builders.names()])
+        raise UnknownName(f"'{name}' is no model name; it is written prefix:name with one of the prefixes {known}. {close}")
+    return builders.get(prefix)
 
 
 SOURCE = _SourceKind("data source", sources.names, sources.get, Source, checked=False)
@@ -107,7 +122,10 @@ TRANSFORM = Kind("transform", transforms.names, transforms.get, (Transform, Mixi
 METHOD = _MethodKind("method", methods.names, methods.get, Method)
 SCHEDULE = Kind("schedule", schedules.names, schedules.get, Schedule)
 OPTIMIZER = _OptimizerKind("optimiser", lambda: list(optimizer_classes()), optimizer_class, Optimizer)
-MODEL = _ModelKind("model", _model_names, lambda name: Model, (nn.Module, Model), checked=False)
+MODEL = _ModelKind("model", model_names, find_prefix, (nn.Module, Model), checked=False)
+
+DEFAULT_TEST = 0.2
+"""The part of a lone dataset that is kept for the test."""
 
 KINDS = (SOURCE, TRANSFORM, MODEL, METHOD, OPTIMIZER, SCHEDULE)
 
@@ -121,6 +139,24 @@ KNOWN: Known = {
 """What a recipe holds in place of objects of these classes."""
 
 
+def as_source(value: Any) -> Any:
+    """Return the source for data given from Python.
+
+    Args:
+        value: a `Source`; a dataset, or a pair of one to train and one (or a fraction) to test on; or a pair
+            ((inputs, labels), (test inputs, test labels)).
+    """
+    if isinstance(value, Dataset):
+        return from_dataset(value, DEFAULT_TEST)
+    if isinstance(value, tuple | list) and len(value) == 2:
+        train, test = value
+        if isinstance(train, Dataset):
+            return from_dataset(train, test)
+        if isinstance(train, tuple | list) and isinstance(test, tuple | list) and len(train) == len(test) == 2:
+            return from_tensors(*train, test_inputs=test[0], test_labels=test[1])
+    return value
+
+
 def component_of(value: Any) -> Any:
     """Return the component for a default object; other values as they are."""
     for cls, kind in ((Optimizer, OPTIMIZER), (Schedule, SCHEDULE)):
@@ -129,15 +165,15 @@ def component_of(value: Any) -> Any:
     return value
 
 
-def merged(kind: Kind, value: Any, inherited: Component | None) -> Any:
+def merged(kind: Kind, value: Any, inherited: Component) -> Any:
     """Return what a recipe says about a component, completed by an inherited one of the same name.
 
     Args:
         kind: the kind of component.
         value: a mapping, which may leave the name out to mean the inherited one; a name; or a live object.
-        inherited: the component that holds where nothing else is said; None when it is not known.
+        inherited: the component that holds where nothing else is said.
     """
-    if inherited is None or inherited.live is not None:
+    if inherited.live is not None:
         return value
     if value == inherited.name:
         return inherited

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from understudy.report import formatting
 from understudy.report.run import BASELINE, TEACHER, RunData
@@ -12,33 +11,6 @@ from understudy.report.statistics import Row
 COLLAPSE = 0.2
 """A seed this far (as a fraction of the samples) below the median of its arm is pointed out."""
 BUDGET_TOLERANCE = 0.01
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What the arms of a run got to train with; means over seeds, None where it was not recorded."""
-
-    arm: str
-    steps: float | None
-    samples: float | None
-    seconds: float | None
-    peak_memory: float | None
-    samples_per_second: float | None
-
-
-def budgets(run: RunData, rows: Sequence[Row]) -> list[Budget]:
-    """Return the budget of each arm that has results."""
-    return [
-        Budget(
-            arm=row.arm,
-            steps=row.mean("steps"),
-            samples=row.mean("samples"),
-            seconds=row.mean("train_seconds"),
-            peak_memory=row.mean("peak_memory_bytes"),
-            samples_per_second=_throughput(run, row.arm),
-        )
-        for row in rows
-    ]
 
 
 def warnings(run: RunData, rows: Sequence[Row]) -> list[str]:
@@ -104,15 +76,6 @@ def _collapsed(row: Row) -> list[str]:
         for seed, value in zip(row.seeds, spread.values, strict=True)
         if median - value > COLLAPSE
     ]
-
-
-def _throughput(run: RunData, arm: str) -> float | None:
-    speeds = sorted(
-        line.samples_per_second
-        for line in run.steps
-        if line.arm == arm and line.samples_per_second is not None
-    )
-    return speeds[len(speeds) // 2] if speeds else None
 
 
 def _listed(values: Sequence[object]) -> str:

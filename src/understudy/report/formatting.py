@@ -62,6 +62,11 @@ def size(value: float) -> str:
     return f"{value:.0f} B"
 
 
+def millions(value: float) -> str:
+    """Return a count in millions, with three significant digits."""
+    return _three(value / 1e6)
+
+
 def duration(seconds: float) -> str:
     """Return seconds as "0.8 s", "42 s", "3 min 05 s" or "2 h 07 min"."""
     if seconds < 10:
@@ -132,18 +137,76 @@ class Column:
 
 
 QUALITY = (
-    Column("accuracy", "Accuracy %", "Share of test samples that are classified rightly.", 100, 2, "higher"),
+    Column(
+        "accuracy",
+        "Accuracy %",
+        "Share of test samples that are classified rightly.",
+        100,
+        2,
+        "higher",
+    ),
     Column("macro_f1", "Macro-F1 %", "F1 score, each class counting the same.", 100, 2, "higher"),
     Column("nll", "NLL nats", "Mean negative log-likelihood of the true class.", 1, 3, "lower"),
-    Column("ece", "ECE %", "Expected calibration error over 15 bins: |confidence − accuracy|.", 100, 2, "lower"),
-    Column("agreement", "Agreement %", "Share of test samples on which the teacher answers the same.", 100, 2, "higher"),
-    Column("kl", "KL nats", "KL(teacher ‖ student) at temperature 1, mean over samples.", 1, 3, "lower"),
+    Column(
+        "ece",
+        "ECE %",
+        "Expected calibration error over 15 bins: |confidence − accuracy|.",
+        100,
+        2,
+        "lower",
+    ),
+    Column(
+        "agreement",
+        "Agreement %",
+        "Share of test samples on which the teacher answers the same.",
+        100,
+        2,
+        "higher",
+    ),
+    Column(
+        "kl", "KL nats", "KL(teacher ‖ student) at temperature 1, mean over samples.", 1, 3, "lower"
+    ),
 )
 COST = (
     Column("parameters", "Parameters", "Numbers in the model.", better="lower", form=count),
-    Column("flops", "MFLOPs", "Million operations for one sample; a multiply-add counts 2.", 1e-6, 2, "lower"),
+    Column(
+        "flops",
+        "MFLOPs",
+        "Million operations for one sample; a multiply-add counts 2.",
+        better="lower",
+        form=millions,
+    ),
     Column("bytes", "On disk", "Bytes of the exported model.", better="lower", form=size),
-    Column("latency_ms.1", "ms, batch 1", "Median time of a warm forward pass of one sample.", 1, 2, "lower"),
-    Column("latency_ms.64", "ms, batch 64", "Median time of a warm forward pass of 64 samples.", 1, 2, "lower"),
-    Column("train_seconds", "Training", "Wall-clock time of training, mean over seeds.", form=duration),
+    Column(
+        "latency_ms.1",
+        "ms, batch 1",
+        "Median time of a warm forward pass of one sample.",
+        1,
+        2,
+        "lower",
+    ),
+    Column(
+        "latency_ms.64",
+        "ms, batch 64",
+        "Median time of a warm forward pass of 64 samples.",
+        1,
+        2,
+        "lower",
+    ),
+)
+TRAINING = (
+    Column(
+        "train_seconds",
+        "Training time",
+        "Wall-clock time of training, mean over seeds.",
+        form=duration,
+    ),
+    Column("steps", "Steps", "Optimiser steps.", form=count),
+    Column("samples", "Samples seen", "Training samples drawn, counted each time.", form=count),
+    Column(
+        "peak_memory_bytes",
+        "Peak memory",
+        "Of the process on a CPU, of the allocator on a GPU.",
+        form=size,
+    ),
 )

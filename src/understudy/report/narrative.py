@@ -45,7 +45,9 @@ def headline(run: RunData, rows: Sequence[Row]) -> Headline:
     accuracy = row.values.get("accuracy") if row is not None else None
     if row is None or accuracy is None:
         done, whole = len(run.results), len(run.results) + len(run.missing)
-        return Headline(None, "No student has a result yet.", f"{done} of {whole} results are in.", "waiting")
+        return Headline(
+            None, "No student has a result yet.", f"{done} of {whole} results are in.", "waiting"
+        )
     parts = [f"{row.arm} student: {percent(accuracy)}"]
     baseline = by_arm.get(BASELINE)
     if baseline is not None and row.difference is not None:
@@ -89,7 +91,10 @@ def verdict(row: Row, baseline: Row | None) -> tuple[str, str]:
             "unclear",
         )
     if test.p_value is None:
-        return f"All {test.n} seeds show the same difference, so a t-test is not defined.", "unclear"
+        return (
+            f"All {test.n} seeds show the same difference, so a t-test is not defined.",
+            "unclear",
+        )
     between = f"95 % interval {formatting.interval(test)} points"
     if not test.significant:
         return (
@@ -117,7 +122,11 @@ def compression(teacher: Row | None, student: Row) -> str:
 def cards(run: RunData, rows: Sequence[Row]) -> list[Card]:
     """Return the numbers that are shown in large type."""
     by_arm = {row.arm: row for row in rows}
-    teacher, baseline, student = by_arm.get(TEACHER), by_arm.get(BASELINE), chosen_student(run, rows)
+    teacher, baseline, student = (
+        by_arm.get(TEACHER),
+        by_arm.get(BASELINE),
+        chosen_student(run, rows),
+    )
     found = [
         Card(title, percent(row.values["accuracy"]), _measured(row), row.role)
         for title, row in (
@@ -131,7 +140,11 @@ def cards(run: RunData, rows: Sequence[Row]) -> list[Card]:
         return found
     if student.difference is not None:
         found.append(
-            Card("Gain from the teacher", f"{formatting.points(student.difference)} points", _evidence(student))
+            Card(
+                "Gain from the teacher",
+                f"{formatting.points(student.difference)} points",
+                _evidence(student),
+            )
         )
     closed = _gap_closed(teacher, baseline, student)
     if closed is not None:
@@ -170,7 +183,10 @@ def _gap_closed(teacher: Row | None, baseline: Row | None, student: Row) -> floa
 
 def _savings(teacher: Row, student: Row) -> list[Card]:
     found = []
-    for key, title, word in (("parameters", "Size", "fewer parameters"), ("latency_ms.1", "Speed", "faster")):
+    for key, title, word in (
+        ("parameters", "Size", "fewer parameters"),
+        ("latency_ms.1", "Speed", "faster"),
+    ):
         large, small = teacher.mean(key), student.mean(key)
         if not large or not small:
             continue
@@ -205,12 +221,12 @@ def notes(run: RunData) -> list[str]:
         )
     return [
         first,
-        "The headline speaks of the student arm with the best last validation accuracy, not of the best on the test "
-        "split.",
-        "± is the sample standard deviation over seeds (n − 1). Bands and whiskers in the learning curves are the least "
-        "and greatest seed.",
-        "Differences are paired: an arm minus the baseline with the same seed. p is from a two-sided paired t-test and is "
-        "not corrected for the number of arms; few seeds make a weak test.",
+        "The headline speaks of the student arm with the best last validation accuracy, which need "
+        "not be the best on the test split.",
+        "± is the sample standard deviation over seeds (n − 1). Bands in the learning curves reach "
+        "from the least to the greatest seed.",
+        "Differences are paired: an arm minus the baseline with the same seed. p is from a two-sided "
+        "paired t-test and is not corrected for the number of arms; few seeds make a weak test.",
         "The baseline is the same student, trained without the teacher.",
         "FLOPs are counted by PyTorch for one sample, a multiply-add as two. Latency is the median of warm forward "
         "passes on the machine below.",

@@ -126,7 +126,9 @@ def paired_test(first: Mapping[int, float], second: Mapping[int, float]) -> Pair
     Returns:
         The test; None with fewer than two pairs, which say nothing about chance.
     """
-    differences = spread(first[seed] - second[seed] for seed in sorted(first.keys() & second.keys()))
+    differences = spread(
+        first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())
+    )
     if differences is None or differences.std is None:
         return None
     n, mean, std = differences.n, differences.mean, differences.std
@@ -148,7 +150,9 @@ def by_seed(results: Iterable[Result], arm: str, key: str = "accuracy") -> dict[
     return {
         result.seed: value
         for result in results
-        if result.arm == arm and result.seed is not None and (value := result.value(key)) is not None
+        if result.arm == arm
+        and result.seed is not None
+        and (value := result.value(key)) is not None
     }
 
 
@@ -170,7 +174,9 @@ def compare_arms(results: Sequence[Result], key: str = "accuracy") -> list[Pair]
     pairs = []
     for index, second in enumerate(arms):
         for first in arms[index + 1 :]:
-            pair = compare_values(first, by_seed(results, first, key), second, by_seed(results, second, key))
+            pair = compare_values(
+                first, by_seed(results, first, key), second, by_seed(results, second, key)
+            )
             if pair is not None:
                 pairs.append(pair)
     return pairs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,6 @@ from understudy.data.source import Split
 from understudy.data.views import Views
 from understudy.errors import PreflightError
 from understudy.evaluation.predictions import Predictions, predict
-from understudy.methods import Method
 from understudy.models.model import Model
 from understudy.models.taps import unchanged
 from understudy.training.distribution import World
@@ -112,12 +111,11 @@ class Context:
         encoders = {"student": student.preprocess}
         if needs_teacher and teacher is not None:
             encoders["teacher"] = teacher.preprocess
-        population = self._population(split, stage.active_methods, stage.name)
-        order = SampleOrder(
-            population,
+        order = SampleOrder.over(
+            split,
             batch_size=self.batch_size,
-            steps_per_epoch=self.steps_per_epoch,
             seed=seeding.derive(seed, "order", number),
+            labelled_only=self._learns_from_labels_only(split, stage),
         )
         views = Views(
             data.transforms, seed=seeding.derive(seed, "views"), count=data.views
@@ -196,16 +194,11 @@ class Context:
             found[role] = (model, None if logits is None else int(logits.shape[-1]))
         return found
 
-    def _population(
-        self, split: Split, methods: Sequence[Method], stage: str
-    ) -> torch.Tensor:
-        """Return the samples that a stage draws from: the labelled ones when every method needs labels, else all."""
-        needing = [method.name for method in methods if method.needs_labels]
-        labelled = split.labelled
-        if needing and not len(labelled):
+    def _learns_from_labels_only(self, split: Split, stage: Stage) -> bool:
+        """Tell whether every method of a stage needs labels; refuse a stage that needs labels and has none."""
+        needing = [method.name for method in stage.active_methods if method.needs_labels]
+        if needing and not len(split.labelled):
             raise PreflightError(
-                f"Stage '{stage}' uses {', '.join(needing)}, which needs labels, but no training sample has one."
+                f"Stage '{stage.name}' uses {', '.join(needing)}, which needs labels, but no training sample has one."
             )
-        if methods and len(needing) == len(methods):
-            return labelled
-        return torch.arange(len(split))
+        return len(needing) == len(stage.active_methods)

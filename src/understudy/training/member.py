@@ -69,9 +69,11 @@ class Member:
     ) -> None:
         """Train through all stages, going on from the newest checkpoint when there is one."""
         found = self.checkpoints.load()
-        self._record("member", state="started" if found is None else "resumed")
         begin_stage = 0
-        if found is not None:
+        if found is None:
+            self.directory.forget_member(self.arm, self.seed)
+            self._record("member", state="started")
+        else:
             begin_stage = found["stage"]
             self._seconds, self._peak = found["seconds"], found["peak"]
             self._total_steps = found["steps_before"]
@@ -128,7 +130,9 @@ class Member:
             clock = time.perf_counter()
             return stops
 
-        recorder = Recorder(write, settings.log_every, self._last_checkpoint)
+        recorder = Recorder(
+            write, settings.log_every, self._last_checkpoint, self.context.world
+        )
         with PeakMemory(self.context.world.device) as memory:
             train(
                 run,

@@ -15,6 +15,8 @@ from understudy.training.stage_run import StageRun
 
 CHANCE_PROBABILITY = 0.01
 """A teacher whose accuracy random guessing reaches with at least this probability is no better than chance."""
+ENOUGH_TO_JUDGE = 50
+"""With fewer samples, a teacher above chance is only warned of when chance could explain it."""
 DEAD_VARIANCE = 1e-12
 """A tap whose values vary less than this over an example batch tells nothing."""
 
@@ -84,7 +86,11 @@ def check_teacher(
     chance = 1 / teacher.classes
     probability = _guessing_probability(round(value * count), count, chance)
     facts = f"accuracy {value:.4f} on {count} {split} samples, chance {chance:.4f}"
-    if probability > CHANCE_PROBABILITY:
+    verdicts = [Verdict("teacher against chance", "ok", facts)]
+    if probability > CHANCE_PROBABILITY and value > chance and count < ENOUGH_TO_JUDGE:
+        few = f"{count} labelled samples are too few to tell whether the teacher is better than chance: {facts}."
+        verdicts = [Verdict("teacher against chance", "warning", few)]
+    elif probability > CHANCE_PROBABILITY:
         return [
             Verdict(
                 "teacher against chance",
@@ -93,7 +99,6 @@ def check_teacher(
                 "order of its classes.",
             )
         ]
-    verdicts = [Verdict("teacher against chance", "ok", facts)]
     if student is not None:
         own = accuracy(student)
         worse = value < own

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from understudy.errors import TrainingError
+from understudy.training.distribution import World
 
 
 class _Row(NamedTuple):
@@ -30,12 +31,18 @@ class Recorder:
         write: writes one line of metrics.
         every: steps between two lines.
         last_checkpoint: returns a sentence on the last good checkpoint.
+        world: this process among its peers; a term is a mean over all of them.
     """
 
     def __init__(
-        self, write: Callable[..., None], every: int, last_checkpoint: Callable[[], str]
+        self,
+        write: Callable[..., None],
+        every: int,
+        last_checkpoint: Callable[[], str],
+        world: World,
     ) -> None:
         """Start with an empty window."""
+        self._world = world
         self._write, self._every, self._last_checkpoint = write, every, last_checkpoint
         self._window: list[_Row] = []
         self._begin = time.perf_counter()
@@ -64,7 +71,8 @@ class Recorder:
         """
         if not self._window:
             return
-        flat = torch.cat([row.values for row in self._window]).tolist()
+        values = torch.cat([row.values for row in self._window])
+        flat = (self._world.sum(values) / self._world.size).tolist()
         found: dict[str, list[float]] = defaultdict(list)
         samples, position = 0, 0
         for row in self._window:
@@ -77,7 +85,7 @@ class Recorder:
         mean = {name: math.fsum(values) / len(values) for name, values in found.items()}
         norm = mean.pop("gradient norm", None)
         loss = mean.pop("loss", None)
-        rate = samples / max(1e-9, time.perf_counter() - self._begin)
+        rate = samples * self._world.size / max(1e-9, time.perf_counter() - self._begin)
         self._write(**place, terms=mean, loss=loss, gradient_norm=norm, samples_per_second=rate)
         self._window.clear()
         self.restart_clock()

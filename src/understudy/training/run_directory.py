@@ -76,13 +76,15 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.path} cannot be written: {error}.") from error
 
     def open(self) -> None:
-        """Check that the directory holds a run.
+        """Check that the directory holds a run, and drop what a killed process wrote of its last line.
 
         Raises:
             RunDirectoryError: it does not.
         """
         if not (self.path / "recipe.yaml").is_file():
             raise RunDirectoryError(f"{self.path} is no run directory: it has no recipe.yaml.")
+        if self.metrics.exists():
+            self.truncate(self.metrics.read_bytes().rfind(b"\n") + 1)
 
     def record(self, event: str, **fields: Any) -> None:
         """Append a line to `metrics.jsonl`."""
@@ -107,17 +109,23 @@ class RunDirectory:
         if self.writes and self.metrics.exists() and self.size() > size:
             os.truncate(self.metrics, size)
 
+    def forget_member(self, arm: str, seed: int) -> None:
+        """Cut off what a member wrote that was killed before its first checkpoint. Members write one after another."""
+        position = 0
+        if not self.metrics.exists():
+            return
+        for text in self.metrics.read_bytes().splitlines(keepends=True):
+            line = json.loads(text)
+            if line["event"] == "member" and (line["arm"], line["seed"]) == (arm, seed):
+                self.truncate(position)
+                return
+            position += len(text)
+
     def lines(self) -> list[dict[str, Any]]:
-        """Return all complete lines of `metrics.jsonl`."""
+        """Return all lines of `metrics.jsonl`."""
         if not self.metrics.exists():
             return []
-        found = []
-        for text in self.metrics.read_text(encoding="utf-8").split("\n"):
-            try:
-                found.append(json.loads(text))
-            except ValueError:
-                continue
-        return found
+        return [json.loads(text) for text in self.metrics.read_text(encoding="utf-8").splitlines()]
 
 
 def _finite(value: Any) -> Any:

@@ -33,6 +33,9 @@ class Loader(Protocol):
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """Give the parts of the batch of each optimiser step."""
 
+    def close(self) -> None:
+        """Stop workers."""
+
 
 class StageRun:
     """A stage in training.
@@ -247,12 +250,15 @@ class StageRun:
             self._student.load_state_dict(self.best["weights"])
 
     def close(self) -> None:
-        """Leave nothing behind: no hook, no frozen parameter, no training flag of the teacher."""
+        """Leave nothing behind: no hook, no gradient, no frozen parameter, no training flag of the teacher."""
+        self.loader.close()
         self.tapped.close()
         for live in self.teachers.values():
             live.close()
         for parameter in self._frozen:
             parameter.requires_grad_(True)
+        for parameter in self.module.parameters():
+            parameter.grad = None
 
     def _unused(self, methods: Sequence[Method]) -> list[str]:
         """Return the trainable parameters that a step's loss does not reach."""

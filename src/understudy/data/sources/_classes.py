@@ -53,16 +53,15 @@ def encode_labels(
         index_of, ordered = _named(names, classes)
     elif classes is not None:
         ordered = tuple(classes)
-        integers = all(isinstance(cell, int) for cell in occurring)
-        index_of = {
-            label: i for i, label in enumerate(range(len(ordered)) if integers else ordered)
-        }
+        index_of = {label: i for i, label in enumerate(_spellings(ordered, occurring))}
     else:
         if not occurring:
             raise DataError(
                 "No sample has a label, so the classes are unknown; name them with `classes`."
             )
-        labels = sorted(occurring, key=_sort_key(occurring))
+        labels = (
+            sorted(occurring, key=int) if _plain_numbers(occurring) else sorted(occurring, key=str)
+        )
         ordered = tuple(str(label) for label in labels)
         index_of = {label: i for i, label in enumerate(labels)}
     encoded = {}
@@ -89,7 +88,9 @@ def _cell(value: object, missing: int | None, where: Where, split: str, row: int
         if math.isnan(value):
             return None
         if not value.is_integer():
-            raise DataError(f"{where(split, row)} has the label {value}; a class is a name or an integer.")
+            raise DataError(
+                f"{where(split, row)} has the label {value}; a class is a name or an integer."
+            )
         value = int(value)
     if isinstance(value, int):
         return None if value == missing else value
@@ -114,13 +115,21 @@ def _named(
     return {index: wanted[name] for index, name in enumerate(names)}, tuple(classes)
 
 
-def _sort_key(labels: set[int | str]) -> Callable[[int | str], int | str]:
-    """Sort by number when every label is the plain spelling of one, so that "10" comes after "9"."""
+def _spellings(classes: tuple[str, ...], occurring: set[int | str]) -> Sequence[int | str]:
+    """Return how the data write each of `classes`: by its name, or by its index when no name occurs."""
+    if all(isinstance(label, int) for label in occurring):
+        return range(len(classes))
+    if _plain_numbers(occurring) and occurring.isdisjoint(classes):
+        return [str(index) for index in range(len(classes))]
+    return classes
+
+
+def _plain_numbers(labels: set[int | str]) -> bool:
+    """Tell whether every label is a number or its plain spelling, so that "10" comes after "9"."""
     try:
-        numbers = all(str(int(label)) == str(label) for label in labels)
+        return all(str(int(label)) == str(label) for label in labels)
     except ValueError:
-        numbers = False
-    return int if numbers else (lambda label: label)
+        return False
 
 
 def _mixed(cells: Mapping[str, Sequence[Cell]], where: Where) -> str:

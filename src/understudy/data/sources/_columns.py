@@ -8,8 +8,8 @@ from typing import Any, Literal
 from understudy.errors import DataError, suggestion
 
 Feature = Any
-"""A column's description as `datasets` writes it: {"_type": "ClassLabel", "names": [...]}; nested columns are mappings
-without "_type" or lists."""
+"""A column's description as `datasets` writes it: {"_type": "ClassLabel", "names": [...]}; nested columns are
+mappings without "_type" or lists."""
 
 _PAIRS = (
     ("sentence1", "sentence2"),

@@ -94,7 +94,14 @@ class ParquetFolder:
         import datasets
 
         paths = [str(path) for split in splits for path in self.files[split]]
-        return datasets.load_dataset("parquet", data_files={"all": paths}, split="all")
+        try:
+            return datasets.load_dataset("parquet", data_files={"rows": paths}, split="rows")
+        except Exception as error:
+            # A full disk, damaged rows: `datasets` has errors of its own for them.
+            raise DataError(
+                f"{self.what} is larger than memory_limit_mb and could not be written to the cache of `datasets`: {error}. "
+                "Make room there (HF_HOME says where it is), or raise memory_limit_mb."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -160,8 +167,10 @@ def _download(path: str, config: str | None, revision: str | None) -> Any:
         # Offline, unknown names and missing configurations come as errors of several libraries.
         reason = str(error).strip().rstrip(".").split("\n")[0]
         raise DataError(
-            f"The data set '{path}'{f' ({config})' if config else ''} could not be loaded from the Hugging Face hub: {reason}. "
-            f"There is no local folder of that name either. Check the name and the connection; without one, fetch it elsewhere "
+            f"The data set '{path}'{f' ({config})' if config else ''} could not be loaded from the Hugging Face "
+            f"hub: {reason}. "
+            "There is no local folder of that name either. Check the name and the connection; without one, "
+            "fetch it elsewhere "
             f"('hf download --repo-type dataset {path} --local-dir FOLDER') and give the folder as `path`."
         ) from error
     return tables
@@ -202,7 +211,8 @@ def _parquet_files(place: Path, config: str | None) -> dict[str, list[Path]]:
             split, shard = path.parent.name, int(split)
         elif not direct:
             raise DataError(
-                f"'{place}' holds parquet files only in subfolders: {', '.join(sorted({p.parent.name for p in nested}))}. "
+                f"'{place}' holds parquet files only in subfolders: "
+                f"{', '.join(sorted({p.parent.name for p in nested}))}. "
                 "Choose one with `config`."
             )
         if shard in shards.setdefault(split, {}):
@@ -215,7 +225,8 @@ def _parquet_files(place: Path, config: str | None) -> dict[str, list[Path]]:
         absent = sorted(set(range(total[split])) - set(found))
         if absent:
             raise DataError(
-                f"The split '{split}' in '{place}' should have {total[split]} parquet files, but part {absent[0]} is missing."
+                f"The split '{split}' in '{place}' should have {total[split]} parquet files, but part "
+                f"{absent[0]} is missing."
             )
     return {split: [found[shard] for shard in sorted(found)] for split, found in shards.items()}
 

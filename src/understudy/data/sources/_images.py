@@ -82,7 +82,7 @@ def load_images(
         image = decode(data, size=size, channels=channels)
         progress.shapes[position] = (image.shape[1], image.shape[2])
         if image.shape == pixels.shape[1:]:
-            pixels[position] = image
+            pixels.numpy()[position] = image.numpy()
 
     _for_all(len(files), read, progress.problems)
     good = torch.ones(len(files), dtype=torch.bool)
@@ -162,6 +162,7 @@ def _check_one_size(files: Encoded, shapes: list[tuple[int, int] | None], what: 
         elif shape != shapes[first]:
             one, other = shapes[first] or (0, 0), shape
             raise DataError(
-                f"The images of {what} differ in size: {files.name(first)} has {one[0]}x{one[1]} pixels (height x width), "
+                f"The images of {what} differ in size: {files.name(first)} has {one[0]}x{one[1]} pixels (height "
+                "x width), "
                 f"{files.name(position)} {other[0]}x{other[1]}. Set `size` to scale and crop them to one size."
             )

@@ -47,9 +47,7 @@ class Rows:
         return f"Line {self.lines[row]} of {self.file}"
 
 
-def read_rows(
-    path: str, columns: Sequence[str], *, delimiter: str | None, quotes: bool
-) -> Rows:
+def read_rows(path: str, columns: Sequence[str], *, delimiter: str | None, quotes: bool) -> Rows:
     """Read `columns` of a file whose suffix tells its format.
 
     Raises:
@@ -82,18 +80,20 @@ def _text(place: Path, file: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"Line {line} of {file} is not UTF-8 ({error.reason}); convert the file.") from error
+        raise DataError(
+            f"Line {line} of {file} is not UTF-8 ({error.reason}); convert the file."
+        ) from error
 
 
-def _read_csv(
-    text: str, file: str, columns: Sequence[str], delimiter: str, quotes: bool
-) -> Rows:
+def _read_csv(text: str, file: str, columns: Sequence[str], delimiter: str, quotes: bool) -> Rows:
     begin = 1
     limit = csv.field_size_limit(_LONGEST_FIELD)
     try:
-        quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
         reader = csv.reader(
-            io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True
+            io.StringIO(text, newline=""),
+            delimiter=delimiter,
+            quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+            strict=True,
         )
         header = [name.strip() for name in next(reader, [])]
         places = [_place(header, column, file) for column in columns]
@@ -112,7 +112,8 @@ def _read_csv(
             begin = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
-            f"The record that begins on line {begin} of {file} cannot be read: {error}. If the file holds double quotes as "
+            f"The record that begins on line {begin} of {file} cannot be read: {error}. If the file holds "
+            "double quotes as "
             "plain characters, set quotes to false."
         ) from error
     finally:

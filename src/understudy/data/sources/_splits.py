@@ -46,10 +46,10 @@ def choose_roles(
     Args:
         available: names of the splits that there are.
         train: name of the training split.
-        test: name of the test split, a fraction to take out of the training split, or None: the split called "test", and when
-            the training split is the only one, a fifth of it.
-        validation: the same for selection; None: the split called "validation" (or "val", "valid", "dev") unless it is
-            the test split, else none.
+        test: name of the test split, a fraction to take out of the training split, or None: the split called
+            "test", and when the training split is the only one, a fifth of it.
+        validation: the same for selection; None: the split called "validation" (or "val", "valid", "dev") unless it
+            is the test split, else none.
         what: what messages call the source.
 
     Raises:
@@ -61,7 +61,8 @@ def choose_roles(
         found = _alias("test", others)
         if found is None and others:
             raise DataError(
-                f"{what} has no split called 'test'; its splits are {_quoted(available)}. Say which one to test on, for example "
+                f"{what} has no split called 'test'; its splits are {_quoted(available)}. Say which one to test "
+                "on, for example "
                 f"test='{_alias('validation', others) or others[0]}', or test={_TEST_FRACTION} to take a part of the "
                 "training split."
             )

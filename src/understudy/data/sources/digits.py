@@ -26,7 +26,8 @@ def digits(
         size: height and width to scale the images to; None: 8.
         interpolation: how to scale, "nearest" or "bilinear".
 
-    Images are uint8 [1, size, size]; the original values 0..16 become 0..255. An image's id is its row in scikit-learn's table.
+    Images are uint8 [1, size, size]; the original values 0..16 become 0..255. An image's id is its row in
+    scikit-learn's table.
 
     Raises:
         DataError: `test` leaves no training or no test image, or `size` is not positive.

@@ -74,6 +74,7 @@ def folder(
     test: str | float | None = None,
     validation: str | float | None = None,
     unlabelled: str | None = None,
+    classes: list[str] | None = None,
     split_seed: int = 0,
     memory_limit_mb: int = 2048,
     on_error: Literal["raise", "skip"] = "raise",
@@ -81,13 +82,13 @@ def folder(
     """Load a folder of images by class.
 
     Two layouts are read: `train/CLASS/IMAGE` with `test/CLASS/IMAGE`, `validation/...` or `val/...` beside it, and
-    `CLASS/IMAGE` alone. Images may lie in folders below their class folder. Names that begin with a dot and files that
-    are no images by their suffix are passed over.
+    `CLASS/IMAGE` alone. Images may lie in folders below their class folder. Names that begin with a dot and files
+    that are no images by their suffix are passed over.
 
     Args:
         path: the folder.
-        size: height and width; the shorter side is scaled to it and the centre cropped. None: the images are all of one
-            size and stay as they are.
+        size: height and width; the shorter side is scaled to it and the centre cropped. None: the images are all of
+            one size and stay as they are.
         channels: 3 for RGB, 1 for grey.
         train: name of the training folder in the first layout.
         test: name of the test folder, or a fraction of every class to take out of the training images. None: the
@@ -95,13 +96,14 @@ def folder(
         validation: the same for selection. None: the folder `validation` or `val` unless it is the test folder, else
             none.
         unlabelled: name of a folder whose images join the training images without a label.
+        classes: the names of all class folders in the order that is wanted, for instance the teacher's; None: sorted.
         split_seed: which images a fraction takes; independent of the run's seed. The choice in a class changes little
             when files are added.
         memory_limit_mb: decoded images up to this size (in MiB) are kept in memory; more are decoded when needed.
         on_error: whether a damaged image is refused ("raise"), or left out and named in a warning ("skip").
 
-    Every image is read once at the start, so that a damaged one is found before anything is trained. An image's id is a hash
-    of its path relative to the folder: it stays the same when files are added or the folder is moved.
+    Every image is read once at the start, so that a damaged one is found before anything is trained. An image's id
+    is a hash of its path relative to the folder: it stays the same when files are added or the folder is moved.
 
     Raises:
         DataError: no such folder, no class folders, a class without images, damaged images, images of several sizes.
@@ -112,7 +114,8 @@ def folder(
         raise DataError(f"{what} {'is a file' if root.exists() else 'does not exist'}.")
     layout = _layout(root, train, unlabelled, what)
     roles = choose_roles(list(layout), train=train, test=test, validation=validation, what=what)
-    found = _collect(root, {split: layout[split] for split in roles.names}, unlabelled, what)
+    folders = {split: layout[split] for split in roles.names}
+    found = _collect(root, folders, unlabelled, classes, what)
     samples, good = load_images(
         _Files(str(root), found.paths),
         size=size,
@@ -153,18 +156,28 @@ def _layout(root: Path, train: str, unlabelled: str | None, what: str) -> dict[s
     return {train: root}
 
 
-def _collect(root: Path, folders: Mapping[str, Path], unlabelled: str | None, what: str) -> _Found:
+def _collect(
+    root: Path,
+    folders: Mapping[str, Path],
+    unlabelled: str | None,
+    classes: list[str] | None,
+    what: str,
+) -> _Found:
     """List the images of every split; `folders` begins with the training split, whose subfolders are the classes."""
     found = _Found()
     for split, parent in folders.items():
         begin = len(found.paths)
         names = [name for name in _subfolders(parent) if parent != root or name != unlabelled]
-        if not found.parts:
-            found.classes = names
-            if unlabelled is not None:
-                found.add(_images_or_error(root, root / unlabelled), UNLABELLED)
         if not names:
             raise DataError(f"{what} has no class folders in '{parent}'.")
+        if not found.parts:
+            found.classes = names if classes is None else classes
+            if sorted(found.classes) != names:
+                raise DataError(
+                    f"`classes` must name every class folder in '{parent}' once: {', '.join(names)}."
+                )
+            if unlabelled is not None:
+                found.add(_images_or_error(root, root / unlabelled), UNLABELLED)
         for name in names:
             if name not in found.classes:
                 raise DataError(

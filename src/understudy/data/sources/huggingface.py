@@ -43,16 +43,16 @@ def huggingface(
     """Load a data set of images or texts in the format of the Hugging Face hub.
 
     Args:
-        path: a local folder in hub layout (`train-00000-of-00003.parquet`, ..., also under `data/` or a configuration),
-            or a name on the hub, which `datasets` downloads into its cache.
+        path: a local folder in hub layout (`train-00000-of-00003.parquet`, ..., also under `data/` or a
+            configuration), or a name on the hub, which `datasets` downloads into its cache.
         image_column: the images; None: the one column of type Image.
-        text_column: the texts, when there are no images; None: "text", "sentence", the only column of strings, or the first
-            of a usual pair ("premise" and "hypothesis", ...).
+        text_column: the texts, when there are no images; None: "text", "sentence", the only column of strings, or
+            the first of a usual pair ("premise" and "hypothesis", ...).
         text_pair_column: the second texts of pairs.
         label_column: the labels; None: "label" or "labels", else the one column of type ClassLabel.
         train: name of the training split.
-        test: name of the test split, or a fraction to take out of the training split. None: the split "test"; when there is
-            only a training split, a fifth of it.
+        test: name of the test split, or a fraction to take out of the training split. None: the split "test"; when
+            there is only a training split, a fifth of it.
         validation: the same for selection. None: the split "validation" ("val", "valid", "dev") unless it is the test
             split, else none.
         config: the data set's configuration, such as "sst2" of "glue".
@@ -62,8 +62,8 @@ def huggingface(
         size: height and width of images, see the source "folder"; None: they are of one size and stay as they are.
         channels: 3 for RGB, 1 for grey.
         split_seed: which samples a fraction takes; independent of the run's seed.
-        memory_limit_mb: decoded images up to this size (in MiB) are kept in memory. More are decoded when needed, from the
-            memory-mapped files in the cache of `datasets`.
+        memory_limit_mb: decoded images up to this size (in MiB) are kept in memory. More are decoded when needed,
+            from the memory-mapped files in the cache of `datasets`.
         on_error: whether a damaged image is refused ("raise"), or left out and named in a warning ("skip").
 
     A sample's id is its row number in its split. Rows that take part in no role are not read.

@@ -38,18 +38,19 @@ def table(
         label: the column of labels: class names or integers. An empty or missing label means "no label".
         id: a column that names every sample, with integers or texts; None: the number of the row.
         train: name of the training split.
-        test: name of the test split, or a fraction to take out of the training split. None: the split "test"; for a single file,
-            a fifth of it.
+        test: name of the test split, or a fraction to take out of the training split. None: the split "test"; for a
+            single file, a fifth of it.
         validation: the same for selection. None: the split "validation" ("val", "valid", "dev") unless it is the test
             split, else none.
         delimiter: the character between columns of a CSV file; None: a comma, in .tsv files a tab.
-        quotes: whether double quotes enclose values in a CSV file; False for files that hold them as plain characters.
-        classes: class names in the order that is wanted, for instance the teacher's; then an integer label is an index into it.
-            None: the labels that occur, sorted as numbers if all are numbers, else as text.
+        quotes: whether double quotes enclose values in a CSV file; False for files that hold them as plain
+            characters.
+        classes: class names in the order that is wanted, for instance the teacher's; then an integer label is an
+            index into it. None: the labels that occur, sorted as numbers if all are numbers, else as text.
         split_seed: which samples a fraction takes; independent of the run's seed.
 
-    A sample's id is the integer in the column `id`, a hash of the text in it, or the number of its row in its file. With ids of
-    their own, rows may be added and moved without changing which sample is which.
+    A sample's id is the integer in the column `id`, a hash of the text in it, or the number of its row in its file.
+    With ids of their own, rows may be added and moved without changing which sample is which.
 
     Raises:
         DataError: no such file or column, a row without text or with a wrong number of values, labels of mixed types,
@@ -57,7 +58,9 @@ def table(
     """
     files = {train: path} if isinstance(path, str) else dict(path)
     name = path if isinstance(path, str) else ", ".join(files.values())
-    roles = choose_roles(list(files), train=train, test=test, validation=validation, what=f"Table '{name}'")
+    roles = choose_roles(
+        list(files), train=train, test=test, validation=validation, what=f"Table '{name}'"
+    )
     columns = [text, *([] if text_pair is None else [text_pair])]
     needed = [*columns, label, *([] if id is None else [id])]
     rows = {
@@ -82,7 +85,8 @@ def _labels(
     described = {part.class_names for part in rows.values()}
     if len(described) > 1:
         raise DataError(
-            f"{' and '.join(part.file for part in rows.values())} do not name the same classes in the same order; make "
+            f"{' and '.join(part.file for part in rows.values())} do not name the same classes in the same "
+            "order; make "
             "them agree."
         )
     names = described.pop()
@@ -103,7 +107,11 @@ def _texts(rows: Mapping[str, Rows], columns: list[str]) -> list[str] | list[tup
         for column in columns:
             for row, value in enumerate(part.columns[column]):
                 if not isinstance(value, str):
-                    held = "no text" if value is None else f"a {type(value).__name__} instead of a text"
+                    held = (
+                        "no text"
+                        if value is None
+                        else f"a {type(value).__name__} instead of a text"
+                    )
                     raise DataError(f"{part.where(row)} has {held} in the column '{column}'.")
         if len(columns) == 1:
             texts += part.columns[columns[0]]
@@ -115,9 +123,7 @@ def _texts(rows: Mapping[str, Rows], columns: list[str]) -> list[str] | list[tup
 def _ids(rows: Mapping[str, Rows], column: str | None) -> dict[str, torch.Tensor]:
     """Return the ids of every split, and refuse ids that occur twice."""
     if column is None:
-        return {
-            split: row_ids(split, torch.arange(part.count)) for split, part in rows.items()
-        }
+        return {split: row_ids(split, torch.arange(part.count)) for split, part in rows.items()}
     seen: dict[int, str] = {}
     ids: dict[str, torch.Tensor] = {}
     for split, part in rows.items():
@@ -128,9 +134,13 @@ def _ids(rows: Mapping[str, Rows], column: str | None) -> dict[str, torch.Tensor
                 raise DataError(f"{part.where(row)} has {held} in the column '{column}'.")
             number = value if isinstance(value, int) else hash_id(value)
             if not -(2**63) <= number < 2**63:
-                raise DataError(f"{part.where(row)} has the id {number}, which does not fit in 64 bits.")
+                raise DataError(
+                    f"{part.where(row)} has the id {number}, which does not fit in 64 bits."
+                )
             if number in seen:
-                raise DataError(f"{part.where(row)} has the id {value!r}, and so has {seen[number]}.")
+                raise DataError(
+                    f"{part.where(row)} has the id {value!r}, and so has {seen[number]}."
+                )
             seen[number] = part.where(row)
             found.append(number)
         ids[split] = torch.tensor(found, dtype=torch.int64)

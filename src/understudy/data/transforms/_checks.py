@@ -18,7 +18,8 @@ def interval(transform: str, keyword: str, value: tuple[float, float], low: floa
     """Refuse what is not an interval (a, b) with low < a <= b."""
     if len(value) != 2 or not low < value[0] <= value[1]:
         raise UnderstudyError(
-            f"{transform}: {keyword} must be two numbers above {low}, the smaller one first, not {value}."
+            f"{transform}: {keyword} must be two numbers above {low}, the smaller one "
+            f"first, not {value}."
         )
 
 
@@ -26,5 +27,6 @@ def colours(transform: str, channels: int) -> None:
     """Refuse images that are neither grey nor red-green-blue."""
     if channels not in (1, 3):
         raise DataError(
-            f"{transform} works on images with 1 (grey) or 3 (red, green, blue) channels, not {channels}."
+            f"{transform} works on images with 1 (grey) or 3 (red, green, blue) channels, "
+            f"not {channels}."
         )

@@ -91,7 +91,7 @@ def autocontrast(levels: torch.Tensor) -> torch.Tensor:
 
 
 def equalize(levels: torch.Tensor) -> torch.Tensor:
-    """Spread each channel's levels so that their histogram becomes flat (as Pillow's ImageOps.equalize)."""
+    """Make each channel's histogram flat, as Pillow's ImageOps.equalize does."""
     batch, channels, height, width = levels.shape
     flat = levels.reshape(batch * channels, -1)
     index = flat.long()

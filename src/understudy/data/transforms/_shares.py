@@ -8,7 +8,6 @@ import torch
 from understudy.data.draws import Draw
 from understudy.data.placement import place
 from understudy.data.transforms._boxes import inside
-from understudy.data.transforms._levels import from_levels
 
 
 def shares(draw: Draw, alpha: float, probability: float) -> torch.Tensor:
@@ -25,28 +24,33 @@ def shares(draw: Draw, alpha: float, probability: float) -> torch.Tensor:
     return torch.from_numpy(np.where(mixed, share, 1.0).astype(np.float32))
 
 
-def average(
-    images: torch.Tensor, partners: torch.Tensor, share: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return share * images + (1 - share) * partners, float32 in [0, 1], and the shares there."""
-    share = place(share, images.device)
-    own, other = (
-        from_levels(side, torch.float32) if side.dtype == torch.uint8 else side.float()
-        for side in (images, partners)
-    )
-    column = share[:, None, None, None]
-    return (own * column).add_(other * (1 - column)), share
+def average(images: torch.Tensor, partners: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Return share * images + (1 - share) * partners as float32 in [0, 1].
+
+    Args:
+        images: uint8 or float [B, C, H, W].
+        partners: the same.
+        share: float32, anything that broadcasts with the images.
+    """
+    mixed = (images * share).add_(partners * (1 - share))
+    return mixed.div_(255) if images.dtype == torch.uint8 else mixed.float()
 
 
-def paste(
-    images: torch.Tensor, partners: torch.Tensor, share: torch.Tensor, draw: Draw
+def rectangles(
+    share: torch.Tensor, draw: Draw, height: int, width: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Put a rectangle of 1 - share of the area of each partner into its image.
+    """Draw a rectangle of 1 - share of the area for each sample.
+
+    Args:
+        share: float32 [B] on the CPU.
+        draw: where the rectangle's middle is drawn from.
+        height: height of the images in pixels.
+        width: width of the images in pixels.
 
     Returns:
-        The images in their own type, and float32 [B]: the share of the area that is really kept.
+        bool [B, 1, H, W], which pixels are in it, and float32 [B], the share of the area that is
+        really outside, both on the images' device.
     """
-    height, width = images.shape[2:]
     side = np.sqrt(1 - share.numpy().astype(np.float64))
     middle = draw.uniform("middle", 2, host=True).numpy().astype(np.float64)
     edges = []
@@ -56,6 +60,7 @@ def paste(
         edges += [first.clip(0, length), (first + extent).clip(0, length)]
     top, bottom, left, right = edges
     kept = 1 - (bottom - top) * (right - left) / (height * width)
-    boxes = place(torch.from_numpy(np.stack(edges, 1)).to(torch.int64), images.device)
-    mixed = torch.where(inside(boxes, height, width), partners, images)
-    return mixed, place(torch.from_numpy(kept.astype(np.float32)), images.device)
+    boxes = place(torch.from_numpy(np.stack(edges, 1)).to(torch.int64), draw.device)
+    return inside(boxes, height, width), place(
+        torch.from_numpy(kept.astype(np.float32)), draw.device
+    )

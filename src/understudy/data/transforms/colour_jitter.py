@@ -38,7 +38,14 @@ class ColourJitter(Transform):
         saturation: float = 0.4,
         hue: float = 0.0,
     ) -> None:
-        """Choose the strengths; 0 leaves a property alone."""
+        """Choose the strengths; 0 leaves a property alone.
+
+        Args:
+            brightness: strength of the change of brightness.
+            contrast: strength of the change of contrast.
+            saturation: strength of the change of saturation.
+            hue: largest turn of the hue, 0.5 at most.
+        """
         for keyword, strength in (
             ("brightness", brightness),
             ("contrast", contrast),
@@ -102,6 +109,7 @@ def _kornia(transform: str) -> Any:
         import kornia.enhance
     except ImportError as error:
         raise UnderstudyError(
-            f"{transform}: changing the hue needs kornia. Install it by: pip install understudy[vision]"
+            f"{transform}: changing the hue needs kornia. Install it by: "
+            "pip install understudy[vision]"
         ) from error
     return kornia.enhance

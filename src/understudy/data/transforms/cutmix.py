@@ -6,7 +6,7 @@ import torch
 
 from understudy.data.draws import Draw
 from understudy.data.transforms._checks import within
-from understudy.data.transforms._shares import paste, shares
+from understudy.data.transforms._shares import rectangles, shares
 from understudy.data.views import Mixing, transforms
 
 
@@ -36,4 +36,6 @@ class Cutmix(Mixing):
         self, images: torch.Tensor, partners: torch.Tensor, draw: Draw
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix; the images keep their type."""
-        return paste(images, partners, shares(draw, self.alpha, self.probability), draw)
+        share = shares(draw, self.alpha, self.probability)
+        pasted, kept = rectangles(share, draw, *images.shape[2:])
+        return torch.where(pasted, partners, images), kept

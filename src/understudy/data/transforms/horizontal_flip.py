@@ -14,7 +14,11 @@ class HorizontalFlip(Transform):
     """Mirror an image left to right with a given probability."""
 
     def __init__(self, *, probability: float = 0.5) -> None:
-        """Choose the probability."""
+        """Choose the probability.
+
+        Args:
+            probability: share of images that are mirrored.
+        """
         within(self.name, "probability", probability, 0, 1)
         self.probability = probability
 

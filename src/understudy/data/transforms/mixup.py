@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from understudy.data.draws import Draw
+from understudy.data.placement import place
 from understudy.data.transforms._checks import within
 from understudy.data.transforms._shares import average, shares
 from understudy.data.views import Mixing, transforms
@@ -36,5 +37,5 @@ class Mixup(Mixing):
         self, images: torch.Tensor, partners: torch.Tensor, draw: Draw
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix; returns float32 images in [0, 1] and the shares."""
-        share = shares(draw, self.alpha, self.probability)
-        return average(images, partners, share)
+        share = place(shares(draw, self.alpha, self.probability), images.device)
+        return average(images, partners, share[:, None, None, None]), share

@@ -7,8 +7,7 @@ import torch
 from understudy.data.draws import Draw
 from understudy.data.placement import place
 from understudy.data.transforms._checks import within
-from understudy.data.transforms._levels import from_levels
-from understudy.data.transforms._shares import average, paste, shares
+from understudy.data.transforms._shares import average, rectangles, shares
 from understudy.data.views import Mixing, transforms
 
 
@@ -55,14 +54,9 @@ class MixupOrCutmix(Mixing):
             shares(draw, self.cutmix_alpha, self.probability),
             shares(draw, self.mixup_alpha, self.probability),
         )
-        images, partners = (_as_float(side) for side in (images, partners))
-        pasted, kept = paste(images, partners, share, draw)
-        averaged, own = average(images, partners, share)
-        cut = place(cut, images.device)
-        return torch.where(cut[:, None, None, None], pasted, averaged), torch.where(cut, kept, own)
-
-
-def _as_float(images: torch.Tensor) -> torch.Tensor:
-    # A sample's type may not depend on its draw, so pasted images become floats as averaged ones
-    # do.
-    return from_levels(images, torch.float32) if images.dtype == torch.uint8 else images.float()
+        pasted, kept = rectangles(share, draw, *images.shape[2:])
+        cut, share = place(cut, images.device), place(share, images.device)
+        # Pasting is averaging with shares of 0 and 1. A sample's type may not depend on its draw,
+        # so the pasted images become floats like the averaged ones.
+        weight = torch.where(cut[:, None, None, None], ~pasted, share[:, None, None, None])
+        return average(images, partners, weight), torch.where(cut, kept, share)

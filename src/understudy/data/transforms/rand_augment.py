@@ -95,7 +95,7 @@ class RandAugment(Transform):
 
 
 def _matrices(strength: float, height: int, width: int) -> tuple[_geometry.Matrix, ...]:
-    """Return the matrices of the geometric operations, each with positive and with negative sign."""
+    """Return the matrices of the geometric operations, each with positive and negative sign."""
     across, down = (int(150 / 331 * strength * side) for side in (width, height))
     shear, turn = 0.3 * strength, 30 * strength
     return (

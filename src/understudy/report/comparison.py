@@ -1,0 +1,247 @@
+"""Several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from understudy.errors import RunDirectoryError
+from understudy.report import checks, figures, formatting
+from understudy.report.figures import Entry
+from understudy.report.formatting import COST, QUALITY, TRAINING
+from understudy.report.page import lines_of, render, write_page
+from understudy.report.provenance import flattened
+from understudy.report.reading import read_run
+from understudy.report.run import TEACHER, RunData
+from understudy.report.statistics import Pair, Row, by_seed, compare_values, summarise
+from understudy.report.table import text_lines
+
+SYMBOLS = ("circle", "square", "triangle-up", "cross", "pentagon", "hexagon")
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One arm of one run; `label` is "RUN / ARM"."""
+
+    run: str
+    label: str
+    row: Row
+
+
+@dataclass(frozen=True)
+class RecipeDifference:
+    """A place in the recipe, dotted, at which the runs differ; one value for each run, "–" where it is not set."""
+
+    path: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs compared.
+
+    Attributes:
+        runs: the runs.
+        names: what each is called here; unique.
+        rows: every arm of every run. `difference` and `test` are against the baseline of the same run.
+        pairs: for every two runs, arms of the same name: second run minus first run, paired by seed.
+        warnings: what makes the comparison less than fair.
+        recipe: where the recipes differ.
+        text: all of it as plain text.
+    """
+
+    runs: tuple[RunData, ...]
+    names: tuple[str, ...]
+    rows: tuple[ComparedRow, ...]
+    pairs: tuple[Pair, ...]
+    warnings: tuple[str, ...]
+    recipe: tuple[RecipeDifference, ...]
+    text: str
+
+
+def compare(folders: Sequence[str | Path]) -> Comparison:
+    """Compare runs: their arms in one table, arms of the same name paired by seed.
+
+    Raises:
+        RunDirectoryError: when there are fewer than two folders, one is named twice, or one is not a run.
+    """
+    if len(folders) < 2:
+        raise RunDirectoryError("Name at least two run directories to compare.")
+    resolved = [Path(folder).resolve() for folder in folders]
+    for place, folder in enumerate(resolved):
+        if folder in resolved[:place]:
+            raise RunDirectoryError(
+                f"'{folders[place]}' is named twice; a run is not compared with itself."
+            )
+    runs = tuple(read_run(folder) for folder in folders)
+    names = _unique_names(runs)
+    rows = tuple(
+        ComparedRow(name, f"{name} / {row.arm}", row)
+        for name, run in zip(names, runs, strict=True)
+        for row in summarise(run.results)
+    )
+    pairs = tuple(_pairs(runs, names))
+    warnings = tuple(_warnings(runs, names))
+    recipe = tuple(_recipe_differences(runs))
+    text = _as_text(rows, pairs, warnings, recipe, names)
+    return Comparison(runs, names, rows, pairs, warnings, recipe, text)
+
+
+def write_comparison(comparison: Comparison, output: str | Path) -> Path:
+    """Write a comparison as one self-contained HTML file and return where."""
+    entries = _entries(comparison)
+    drawn = [
+        *[
+            figures.accuracy_by_seed(entries),
+            figures.differences(entries),
+            figures.trade_off(entries),
+        ],
+        *figures.learning_curves(entries),
+    ]
+    found = [figure for figure in drawn if figure]
+    page = render(
+        "comparison.html.j2",
+        found,
+        {
+            "rows": comparison.rows,
+            "pairs": comparison.pairs,
+            "warnings": comparison.warnings,
+            "recipe": comparison.recipe,
+            "metrics_sha256": {name: run.digest for name, run in _named(comparison)},
+        },
+        title=" vs ".join(comparison.names),
+        comparison=comparison,
+        named=list(_named(comparison)),
+        quality=lines_of(entries, QUALITY),
+        quality_columns=QUALITY,
+        costs=lines_of(entries, COST),
+        cost_columns=COST,
+        budget=lines_of(entries, TRAINING),
+        budget_columns=TRAINING,
+        drawn=found,
+    )
+    return write_page(page, Path(output))
+
+
+def _named(comparison: Comparison) -> list[tuple[str, RunData]]:
+    return list(zip(comparison.names, comparison.runs, strict=True))
+
+
+def _entries(comparison: Comparison) -> list[Entry]:
+    entries: list[Entry] = []
+    students = 0
+    for index, (name, run) in enumerate(_named(comparison)):
+        rows = [compared.row for compared in comparison.rows if compared.run == name]
+        symbol = SYMBOLS[index % len(SYMBOLS)]
+        entries += figures.entries_of(run, rows, f"{name} / ", students, symbol)
+        students += sum(row.role == "student" for row in rows)
+    return entries
+
+
+def _unique_names(runs: Sequence[RunData]) -> tuple[str, ...]:
+    """Call runs by their folder; where two folders have one name, by the folder above it too."""
+    short = [run.folder.resolve().name for run in runs]
+    long = [f"{run.folder.resolve().parent.name}/{run.folder.resolve().name}" for run in runs]
+    names = [
+        wide if short.count(name) > 1 else name for name, wide in zip(short, long, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        return tuple(str(run.folder) for run in runs)
+    return tuple(names)
+
+
+def _pairs(runs: Sequence[RunData], names: Sequence[str]) -> list[Pair]:
+    found = []
+    for index, (run, name) in enumerate(zip(runs, names, strict=True)):
+        for other, other_name in list(zip(runs, names, strict=True))[index + 1 :]:
+            for arm in (arm for arm in run.arms if arm in other.arms):
+                pair = compare_values(
+                    f"{other_name} / {arm}",
+                    by_seed(other.results, arm),
+                    f"{name} / {arm}",
+                    by_seed(run.results, arm),
+                )
+                if pair is not None:
+                    found.append(pair)
+    return found
+
+
+def _warnings(runs: Sequence[RunData], names: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    aspects: list[tuple[str, list[str]]] = [
+        ("numbers of samples", [_counts(run) for run in runs]),
+        ("classes", [", ".join(run.classes) for run in runs]),
+        ("seeds", [", ".join(map(str, run.seeds)) for run in runs]),
+        ("precision", [str(run.header.get("precision", "")) for run in runs]),
+        ("commits", [str(run.header.get("commit", "")) for run in runs]),
+        ("teachers", [_teacher(run) for run in runs]),
+    ]
+    for what, values in aspects:
+        if len(set(values)) > 1:
+            each = "; ".join(
+                f"{name}: {_short(value)}" for name, value in zip(names, values, strict=True)
+            )
+            found.append(f"The runs have different {what}. {each}.")
+    for key, unit in (("steps", "optimiser steps"), ("samples", "training samples")):
+        means = {
+            f"{name} / {row.arm}": mean
+            for name, run in zip(names, runs, strict=True)
+            for row in summarise(run.results)
+            if row.role != "teacher" and (mean := row.mean(key)) is not None
+        }
+        if means and max(means.values()) > min(means.values()) * (1 + checks.BUDGET_TOLERANCE):
+            each = ", ".join(f"{label} {formatting.count(mean)}" for label, mean in means.items())
+            found.append(f"Not every arm got the same number of {unit}: {each}.")
+    found += [
+        f"{name} is not complete: {len(run.missing)} results are missing."
+        for name, run in zip(names, runs, strict=True)
+        if run.missing
+    ]
+    return found
+
+
+def _counts(run: RunData) -> str:
+    return ", ".join(f"{name} {count}" for name, count in run.counts.items())
+
+
+def _teacher(run: RunData) -> str:
+    teacher = run.models.get(TEACHER)
+    return "" if teacher is None else f"{teacher.name} {teacher.fingerprint}".strip()
+
+
+def _short(value: str, most: int = 60) -> str:
+    return (value if len(value) <= most else f"{value[: most - 1]}…") or "not recorded"
+
+
+def _recipe_differences(runs: Sequence[RunData]) -> list[RecipeDifference]:
+    flat = [dict(flattened(run.recipe)) for run in runs]
+    paths = dict.fromkeys(path for one in flat for path in one)
+    rows = [(path, tuple(one.get(path, formatting.NOTHING) for one in flat)) for path in paths]
+    return [RecipeDifference(path, values) for path, values in rows if len(set(values)) > 1]
+
+
+def _as_text(
+    rows: Sequence[ComparedRow],
+    pairs: Sequence[Pair],
+    warnings: Sequence[str],
+    recipe: Sequence[RecipeDifference],
+    names: Sequence[str],
+) -> str:
+    lines: list[str] = []
+    if rows:
+        labelled = [(compared.label, compared.row) for compared in rows]
+        lines += text_lines(labelled, (*QUALITY, *COST, *TRAINING))
+    if pairs:
+        lines += ["", "Accuracy, paired by seed (points):"]
+        for pair in pairs:
+            between = f", 95 % interval {formatting.interval(pair.test, 2)}" if pair.test else ""
+            lines.append(
+                f"  {pair.first} minus {pair.second}: {formatting.points(pair.difference, 2)} "
+                f"({formatting.chance(pair.test)}, {len(pair.seeds)} seeds{between})"
+            )
+    if recipe:
+        lines += ["", f"Recipes differ in ({' | '.join(names)}):"]
+        lines += [f"  {entry.path}: {' | '.join(entry.values)}" for entry in recipe]
+    lines += [*([""] if warnings else []), *(f"Warning: {warning}" for warning in warnings)]
+    return "\n".join(lines)

@@ -1,0 +1,189 @@
+"""What the members achieved, and at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from understudy.report.figures.base import Entry, Figure, layout_with, plain_text
+from understudy.report.run import BASELINE
+from understudy.report.statistics import by_seed
+
+TRADE_OFFS = (
+    ("parameters", "Parameters", 1.0),
+    ("flops", "MFLOPs per sample", 1e-6),
+    ("bytes", "Size on disk, MB", 1e-6),
+    ("latency_ms.1", "Latency at batch 1, ms", 1.0),
+    ("latency_ms.64", "Latency at batch 64, ms", 1.0),
+)
+
+
+def accuracy_by_seed(entries: Sequence[Entry]) -> Figure | None:
+    """Draw the test accuracy of every member, and the mean of every arm."""
+    traces: list[dict[str, Any]] = []
+    for entry in entries:
+        points = [
+            (result.seed, value)
+            for result in entry.results
+            if (value := result.value("accuracy")) is not None
+        ]
+        if not points:
+            continue
+        label, mean = plain_text(entry.label), entry.row.values["accuracy"].mean
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": label,
+                "x": [value * 100 for _, value in points],
+                "y": [label] * len(points),
+                "text": ["loaded" if seed is None else f"seed {seed}" for seed, _ in points],
+                "marker": {
+                    "color": entry.colour,
+                    "size": 11,
+                    "opacity": 0.75,
+                    "symbol": entry.symbol,
+                },
+                "hovertemplate": "%{text}: %{x:.2f} %<extra></extra>",
+            }
+        )
+        if len(points) > 1:
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": f"{label}, mean",
+                    "x": [mean * 100],
+                    "y": [label],
+                    "marker": {
+                        "color": entry.colour,
+                        "size": 26,
+                        "symbol": "line-ns",
+                        "line": {"color": entry.colour, "width": 3},
+                    },
+                    "hovertemplate": "mean: %{x:.2f} %<extra></extra>",
+                }
+            )
+    if not traces:
+        return None
+    layout = layout_with("Test accuracy, %", "", height=110 + 46 * len(entries))
+    layout["showlegend"] = False
+    layout["yaxis"].update(type="category", autorange="reversed", automargin=True)
+    return Figure(
+        "accuracy-by-seed",
+        "Accuracy, seed by seed",
+        "One dot for each seed on the test split; the bar is the mean.",
+        traces,
+        layout,
+    )
+
+
+def differences(entries: Sequence[Entry]) -> Figure | None:
+    """Draw each student arm's accuracy minus the baseline's with the same seed, and the mean's interval."""
+    traces: list[dict[str, Any]] = []
+    for entry in entries:
+        if entry.row.difference is None:
+            continue
+        own = by_seed(entry.run.results, entry.row.arm)
+        base = by_seed(entry.run.results, BASELINE)
+        seeds = sorted(own.keys() & base.keys())
+        label, test = plain_text(entry.label), entry.row.test
+        error = None
+        if test is not None and test.high is not None:
+            error = {
+                "type": "data",
+                "array": [(test.high - test.mean) * 100],
+                "color": entry.colour,
+                "thickness": 2,
+            }
+        mean: dict[str, Any] = {
+            "type": "scatter",
+            "mode": "markers",
+            "name": f"{label}, mean",
+            "x": [entry.row.difference * 100],
+            "y": [label],
+            "marker": {"color": entry.colour, "size": 13, "symbol": "diamond"},
+            "hovertemplate": "mean: %{x:+.2f} points<extra></extra>",
+        }
+        if error is not None:
+            mean["error_x"] = error
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": label,
+                "x": [(own[seed] - base[seed]) * 100 for seed in seeds],
+                "y": [label] * len(seeds),
+                "text": [f"seed {seed}" for seed in seeds],
+                "marker": {"color": entry.colour, "size": 9, "opacity": 0.45},
+                "hovertemplate": "%{text}: %{x:+.2f} points<extra></extra>",
+            }
+        )
+        traces.append(mean)
+    if not traces:
+        return None
+    layout = layout_with(
+        "Difference to the baseline, points", "", height=110 + 46 * len(traces) // 2
+    )
+    layout["showlegend"] = False
+    layout["xaxis"].update(zeroline=True, zerolinewidth=2, rangemode="tozero")
+    layout["yaxis"].update(type="category", autorange="reversed", automargin=True)
+    return Figure(
+        "differences",
+        "What the teacher adds",
+        "Accuracy minus the baseline's with the same seed: a dot for each seed, the mean with its 95 % interval. "
+        "An interval across zero means that chance may explain it.",
+        traces,
+        layout,
+    )
+
+
+def trade_off(entries: Sequence[Entry]) -> Figure | None:
+    """Draw accuracy against what a model costs; buttons choose the cost."""
+    drawn = [entry for entry in entries if "accuracy" in entry.row.values]
+    offers = [
+        offer for offer in TRADE_OFFS if drawn and all(entry.row.mean(offer[0]) for entry in drawn)
+    ]
+    if not offers:
+        return None
+    traces = []
+    for entry in drawn:
+        spread = entry.row.values["accuracy"]
+        trace: dict[str, Any] = {
+            "type": "scatter",
+            "mode": "markers",
+            "name": plain_text(entry.label),
+            "x": [],
+            "y": [spread.mean * 100],
+            "marker": {
+                "color": entry.colour,
+                "size": 16,
+                "symbol": "star" if entry.row.role == "teacher" else entry.symbol,
+                "line": {"color": "var(--card)", "width": 1.5},
+            },
+            "hovertemplate": "%{y:.2f} % at %{x:.4~s}<extra>%{fullData.name}</extra>",
+        }
+        if spread.std is not None:
+            trace["error_y"] = {
+                "type": "data",
+                "array": [spread.std * 100],
+                "color": entry.colour,
+                "thickness": 1.5,
+            }
+        traces.append(trace)
+    choices = tuple(
+        {
+            "label": title.split(",")[0].split(" per ")[0],
+            "title": title,
+            "x": [[(entry.row.mean(key) or 0.0) * scale] for entry in drawn],
+        }
+        for key, title, scale in offers
+    )
+    for trace, position in zip(traces, choices[0]["x"], strict=True):
+        trace["x"] = position
+    layout = layout_with(offers[0][1], "Test accuracy, %")
+    layout["xaxis"].update(type="log", dtick="D2", tickformat="~s")
+    caption = "Up and to the left is better. Mean over seeds, whiskers one standard deviation."
+    return Figure(
+        "trade-off", "Size, speed and accuracy", caption, traces, layout, choices, wide=False
+    )

@@ -1,0 +1,167 @@
+"""Reading a run directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from understudy.errors import RunDirectoryError
+from understudy.report.run import (
+    EpochLine,
+    Member,
+    ModelFacts,
+    Result,
+    RunData,
+    StepLine,
+    parse_recipe,
+)
+
+
+def read_run(folder: str | Path) -> RunData:
+    """Read a run directory, finished or in progress.
+
+    A last line of `metrics.jsonl` that was not written to its end is left out; every other line must be whole.
+
+    Raises:
+        RunDirectoryError: when `folder` is not a run directory, or a file in it cannot be read;
+            names the file and line.
+    """
+    path = Path(folder)
+    metrics, recipe = path / "metrics.jsonl", path / "recipe.yaml"
+    if not path.is_dir():
+        raise RunDirectoryError(f"There is no run directory '{path}'.")
+    if not metrics.is_file() and not recipe.is_file():
+        raise RunDirectoryError(
+            f"'{path}' is not a run directory: it has neither metrics.jsonl nor recipe.yaml.{_runs_inside(path)}"
+        )
+    run = RunData(path)
+    if recipe.is_file():
+        run.recipe_text = recipe.read_text(encoding="utf-8")
+        parse_recipe(run.recipe_text, recipe)
+    environment = path / "environment.json"
+    if environment.is_file():
+        run.environment = _load_json(environment)
+    if metrics.is_file():
+        _read_metrics(run, metrics)
+    return run
+
+
+def _read_metrics(run: RunData, path: Path) -> None:
+    content = path.read_bytes()
+    run.digest = hashlib.sha256(content).hexdigest()
+    reader = _LineReader(run)
+    lines = content.split(b"\n")
+    for number, raw in enumerate(lines, start=1):
+        if not raw.strip():
+            continue
+        try:
+            reader.take(json.loads(raw))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines):
+                break  # No line end yet: it is being written, or writing it was interrupted.
+            reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
+            raise RunDirectoryError(
+                f"Line {number} of '{path}' cannot be read: {reason}."
+            ) from error
+        run.lines += 1
+    run.results = list(reader.results.values())
+
+
+class _LineReader:
+    """Takes the lines one after the other; remembers where each member's stages began."""
+
+    def __init__(self, run: RunData) -> None:
+        self.run = run
+        self.results: dict[Member, Result] = {}
+        self._place: dict[Member, tuple[str, int, int]] = {}
+
+    def take(self, line: Mapping[str, Any]) -> None:
+        moment = str(line.get("time", ""))
+        self.run.started = self.run.started or moment
+        self.run.ended = moment or self.run.ended
+        event = line["event"]
+        if event == "run":
+            self.run.header = dict(line)
+        elif event == "model":
+            parameters = line.get("parameters")
+            self.run.models[line["role"]] = ModelFacts(
+                role=str(line["role"]),
+                name=str(line["name"]),
+                parameters=None if parameters is None else int(parameters),
+                weights=str(line.get("weights") or ""),
+                fingerprint=str(line.get("fingerprint") or ""),
+            )
+        elif event == "step":
+            self.run.steps.append(
+                StepLine(
+                    arm=str(line["arm"]),
+                    seed=line["seed"],
+                    stage=str(line.get("stage", "")),
+                    epoch=int(line["epoch"]),
+                    position=self._position(line),
+                    terms=dict(line.get("terms") or {}),
+                    loss=line.get("loss"),
+                    samples_per_second=line.get("samples_per_second"),
+                )
+            )
+        elif event == "epoch":
+            self.run.epochs.append(
+                EpochLine(
+                    arm=str(line["arm"]),
+                    seed=line["seed"],
+                    stage=str(line.get("stage", "")),
+                    epoch=int(line["epoch"]),
+                    position=self._position(line),
+                    split=str(line["split"]),
+                    metrics=dict(line["metrics"]),
+                    elapsed=line.get("elapsed"),
+                )
+            )
+        elif event == "result":
+            per_class = line.get("per_class") or {}
+            self.results[line["arm"], line["seed"]] = Result(
+                arm=str(line["arm"]),
+                seed=line["seed"],
+                split=str(line["split"]),
+                metrics=dict(line["metrics"]),
+                cost=dict(line.get("cost") or {}),
+                class_accuracy=tuple(per_class.get("accuracy") or ()),
+                class_count=tuple(per_class.get("count") or ()),
+                calibration=line.get("calibration"),
+            )
+        elif event == "member":
+            member: Member = (line["arm"], line["seed"])
+            self.run.states[member] = str(line["state"])
+            if line["state"] == "resumed":
+                self.run.resumed[member] = self.run.resumed.get(member, 0) + 1
+
+    def _position(self, line: Mapping[str, Any]) -> int:
+        """Return the step since the member began, also where a new stage counts from the start again."""
+        member: Member = (line["arm"], line["seed"])
+        stage, step = str(line.get("stage", "")), int(line["step"])
+        known, offset, last = self._place.get(member, (stage, 0, 0))
+        if stage != known and step + offset <= last:
+            offset = last
+        position = offset + step
+        self._place[member] = (stage, offset, max(last, position))
+        return position
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunDirectoryError(f"'{path}' is not valid JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise RunDirectoryError(
+            f"'{path}' should hold a JSON object, not a {type(found).__name__}."
+        )
+    return found
+
+
+def _runs_inside(path: Path) -> str:
+    inside = sorted(entry.parent.name for entry in path.glob("*/metrics.jsonl"))[:5]
+    return f" Did you mean one of the runs in it: {', '.join(inside)}?" if inside else ""

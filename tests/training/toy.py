@@ -1,0 +1,143 @@
+"""A small experiment on made data, for tests in this process and in others.
+
+As a program: `python toy.py DIRECTORY fresh|resume [OPTIONS as JSON]`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from understudy.data.source import Source
+from understudy.data.sources.python import from_tensors
+from understudy.data.transforms.horizontal_flip import HorizontalFlip
+from understudy.data.transforms.random_crop import RandomCrop
+from understudy.methods import KD, FitNet, Method, Supervised
+from understudy.models import kd
+from understudy.models.model import Model
+from understudy.models.preprocess import ImagePreprocess
+from understudy.training.experiment import Experiment, ExperimentData, ExperimentTeacher
+from understudy.training.optimizers import Optimizer
+from understudy.training.run import RunResult, run
+from understudy.training.settings import Settings
+from understudy.training.stage import Stage
+
+CLASSES = 3
+TOY_FILE = Path(__file__)
+
+
+class Dropped(nn.Module):
+    """A student with dropout and no batch statistics."""
+
+    def __init__(self, classes: int = CLASSES) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3, stride=2, padding=1)
+        self.norm = nn.GroupNorm(2, 6)
+        self.relu = nn.ReLU(inplace=True)
+        self.dropout = nn.Dropout(0.2)
+        self.fc = nn.Linear(6, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.relu(self.norm(self.conv(x)))
+        return self.fc(self.dropout(maps.mean(dim=(2, 3))))
+
+
+def source(count: int = 96, missing: int = 0) -> Source:
+    """Return images of bright bars whose place tells the class."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(count + 60) % CLASSES
+    images = torch.randint(0, 90, (count + 60, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    for number, label in enumerate(labels.tolist()):
+        images[number, 0, 2 * label + 1] += 120
+    train_labels = labels[:count].clone()
+    if missing:
+        train_labels[-missing:] = -1
+    return from_tensors(
+        images[:count], train_labels, test_inputs=images[count:], test_labels=labels[count:],
+        classes=["low", "middle", "high"],
+    )
+
+
+def model(kind: str = "resnet8", width: float = 0.25) -> Model:
+    """Return a small network on one channel."""
+    preprocess = ImagePreprocess([0.25], [0.2])
+    if kind in ("dropped", "steady"):
+        module = Dropped()
+        module.dropout.p = 0.0 if kind == "steady" else module.dropout.p
+        return Model(module, preprocess, kind)
+    return Model(kd.build(kind, classes=CLASSES, in_channels=1, width=width), preprocess, f"kd:{kind}")
+
+
+METHODS: dict[str, Callable[[], Method]] = {"supervised": Supervised, "kd": KD, "fitnet": FitNet}
+
+
+def experiment(
+    arms: dict[str, list[dict[str, Any]]] | None = None,
+    *,
+    student: str = "resnet8",
+    teacher: str | None = "resnet14",
+    missing: int = 0,
+    labels: int | None = None,
+    augment: bool = False,
+    teacher_epochs: int = 3,
+    source_override: Source | None = None,
+    **settings: Any,
+) -> Experiment:
+    """Return an experiment; each arm is a list of stages, whose methods are names or (name, weight)."""
+    settings = {"batch_size": 16, "precision": "float32", "channels_last": False, **settings}
+    settings["seeds"] = tuple(settings.get("seeds", (0,)))
+
+    def stages(given: list[dict[str, Any]]) -> list[Stage]:
+        made = []
+        for keywords in given:
+            methods = []
+            for entry in keywords["methods"]:
+                if isinstance(entry, Method):
+                    methods.append(entry)
+                    continue
+                name, weight = (entry, 1.0) if isinstance(entry, str) else entry
+                methods.append(METHODS[name]().weighted(weight))
+            rest = {key: value for key, value in keywords.items() if key != "methods"}
+            rest.setdefault("epochs", None if "steps" in rest else 3)
+            rest["optimizer"] = Optimizer("sgd", lr=rest.pop("lr", 0.05), momentum=0.9)
+            made.append(Stage(methods, **rest))
+        return made
+
+    arms = arms or {"kd": [{"methods": ["kd", "supervised"]}]}
+    return Experiment(
+        name="toy",
+        data=ExperimentData(
+            source_override or source(missing=missing),
+            labels=labels,
+            validation=0.125,
+            transforms=[RandomCrop(padding=1), HorizontalFlip()] if augment else [],
+        ),
+        student=lambda: model(student),
+        teacher=ExperimentTeacher(
+            lambda: model(teacher, 0.5), stages([{"methods": ["supervised"], "epochs": teacher_epochs}])
+        )
+        if teacher is not None
+        else None,
+        arms={name: (lambda given=given: stages(given)) for name, given in arms.items()},  # type: ignore[misc]
+        settings=Settings(**settings),
+        recipe={"toy": True},
+    )
+
+
+def start(directory: Path, resume: bool, options: dict[str, Any]) -> RunResult:
+    """Run the experiment of these options."""
+    return run(experiment(**options), directory, resume=resume)
+
+
+if __name__ == "__main__":
+    start(
+        Path(sys.argv[1]),
+        sys.argv[2] == "resume",
+        json.loads(sys.argv[3]) if len(sys.argv) > 3 else {},
+    )
