@@ -38,6 +38,7 @@ ROOMS = {
 REGISTRIES = {
     "method": ("understudy.methods.method", "methods"),
     "source": ("understudy.data.source", "sources"),
+    "prefix": ("understudy.models.build", "builders"),
     "transform": ("understudy.data.views", "transforms"),
     "schedule": ("understudy.training.schedules", "schedules"),
 }
@@ -77,7 +78,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             registry = getattr(importlib.import_module(module), attribute)
             level = "##" if kind == "method" else "###"
             cards = [
-                f"{level} `{name}`\n\n::: {member.__module__}.{member.__qualname__}\n{CARD}"
+                f"{level} `{name}{':' if kind == 'prefix' else ''}`\n\n::: {member.__module__}.{member.__qualname__}\n{CARD}"
                 for name, member in registry
             ]
             markdown = markdown.replace(marker, "\n\n".join(cards))

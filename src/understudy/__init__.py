@@ -8,20 +8,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from importlib.metadata import version
 
-    from understudy import methods, objectives
+    from understudy import data, methods, models, objectives
     from understudy.models.saved import load as load_student
     from understudy.recipe.distill import distill
 
     __version__ = version("understudy")
 
-__all__ = ["__version__", "distill", "load_student", "methods", "objectives"]
+__all__ = [
+    "__version__",
+    "data",
+    "distill",
+    "load_student",
+    "methods",
+    "models",
+    "objectives",
+]
 
 # Everything behind these names imports torch, which takes seconds; `import understudy` does not wait for it.
 _ATTRIBUTES = {
     "distill": ("understudy.recipe.distill", "distill"),
     "load_student": ("understudy.models.saved", "load"),
 }
-_MODULES = ("methods", "objectives")
+_MODULES = ("data", "methods", "models", "objectives")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -108,9 +110,8 @@ def loader_of(
 
 
 def same(first: Batch, second: Batch) -> bool:
-    labels = (
-        first.labels is second.labels is None
-        or first.labels is not None
+    labels = first.labels is second.labels is None or (
+        first.labels is not None
         and second.labels is not None
         and torch.equal(first.labels, second.labels)
     )
@@ -354,3 +355,16 @@ def test_steps_are_made_when_asked_for() -> None:
     steps: Iterator[list[Batch]] = loader_of(split_of(Watched())).steps(0, 10**9)
     assert len(list(islice(steps, 3))) == 3
     assert fetched == [8, 8, 8]
+
+
+def test_workers_leave_interrupts_to_the_trainer() -> None:
+    class Interrupting(Pictures):
+        def fetch(self, positions: torch.Tensor) -> torch.Tensor:
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().fetch(positions)
+
+    loader = loader_of(split_of(Interrupting()), workers=1)
+    wanted = list(loader_of().steps(0, 3))
+    got = list(loader.steps(0, 3))
+    assert all(same(one[0], other[0]) for one, other in zip(got, wanted, strict=True))
+    loader.close()

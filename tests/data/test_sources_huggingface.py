@@ -292,3 +292,18 @@ def test_a_hub_name_gives_the_same_as_its_files(pictures, monkeypatch):
     assert torch.equal(hub.train.fetch(torch.arange(20)), local.train.fetch(torch.arange(20)))
     far = huggingface("owner/pictures", memory_limit_mb=0)
     assert torch.equal(far.test.fetch(torch.arange(6)), local.test.fetch(torch.arange(6)))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [("pyarrow", r"understudy\[text\]"), ("PIL", r"Pillow.*understudy\[vision\]")],
+)
+def test_a_package_that_is_not_installed_is_named(pictures, monkeypatch, module, message):
+    from understudy.data.sources import _extras
+
+    installed = _extras.find_spec
+    monkeypatch.setattr(
+        _extras, "find_spec", lambda name: None if name == module else installed(name)
+    )
+    with pytest.raises(DataError, match=message):
+        huggingface(str(pictures))

@@ -59,7 +59,7 @@ def test_every_transform_is_listed_under_its_own_name_with_readable_keywords() -
         for keyword, parameter in inspect.signature(member).parameters.items():
             assert keyword in hints
             assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
-            assert f"{keyword}:" in (member.__init__.__doc__ or "")
+            assert f"{keyword}:" in (member.__doc__ or "")
 
 
 def test_config_gives_the_keywords_back() -> None:

@@ -33,7 +33,9 @@ class RunWriter:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "time": time, **values}) + "\n")
 
-    def training(self, arm: str, seed: int | None, level: float, stages: Sequence[str], until: int) -> None:
+    def training(
+        self, arm: str, seed: int | None, level: float, stages: Sequence[str], until: int
+    ) -> None:
         """Write steps and epochs of one member up to step `until`."""
         terms = {"baseline": ["supervised"], "teacher": ["supervised"], "fitnet": ["hint", "kd"]}
         each = STEPS // len(stages)
@@ -43,10 +45,18 @@ class RunWriter:
                 if whole > until:
                     return
                 drawn = {
-                    name: (2.3 if index == 0 else 0.7) * math.exp(-whole / 120) + 0.05 + self.draw.uniform(0, 0.04)
+                    name: (2.3 if index == 0 else 0.7) * math.exp(-whole / 120)
+                    + 0.05
+                    + self.draw.uniform(0, 0.15)
                     for index, name in enumerate(terms.get(arm, ["kd", "supervised"]))
                 }
-                where = {"arm": arm, "seed": seed, "stage": stage, "epoch": step // 40, "step": step}
+                where = {
+                    "arm": arm,
+                    "seed": seed,
+                    "stage": stage,
+                    "epoch": step // 40,
+                    "step": step,
+                }
                 self.line(
                     "step",
                     **where,
@@ -58,21 +68,29 @@ class RunWriter:
                     samples_per_second=9000.0,
                 )
                 if step % 40 == 0:
-                    accuracy = level * (1 - 0.8 * math.exp(-whole / 90)) + self.draw.uniform(-0.01, 0.01)
+                    accuracy = level * (1 - 0.8 * math.exp(-whole / 90)) + self.draw.uniform(
+                        -0.03, 0.03
+                    )
                     metrics = {"accuracy": accuracy, "nll": 2 * (1 - accuracy) + 0.05}
-                    self.line("epoch", **where, split="validation", metrics=metrics, elapsed=whole / 10)
+                    self.line(
+                        "epoch", **where, split="validation", metrics=metrics, elapsed=whole / 10
+                    )
 
-    def result(self, arm: str, seed: int | None, accuracy: float, classes: int, calibration: bool) -> None:
+    def result(
+        self, arm: str, seed: int | None, accuracy: float, classes: int, calibration: bool
+    ) -> None:
         """Write the result of one member."""
         teacher = arm == "teacher"
-        per_class = [min(1.0, max(0.0, accuracy + self.draw.uniform(-0.06, 0.06))) for _ in range(classes)]
+        per_class = [
+            min(1.0, max(0.0, accuracy + self.draw.uniform(-0.06, 0.06))) for _ in range(classes)
+        ]
         size = SIZES["teacher" if teacher else "student"]
         extra: dict[str, Any] = {}
         if calibration:
             middle = [(index + 0.5) / 15 for index in range(15)]
             extra["calibration"] = {
                 "confidence": [None, *middle[1:]],
-                "accuracy": [None, *(value**1.3 for value in middle[1:])],
+                "accuracy": [None, *(value ** (6 - 5 * accuracy) for value in middle[1:])],
                 "count": [0, *(2 * index for index in range(1, 15))],
             }
         self.line(
@@ -162,7 +180,12 @@ def write_run(
         if role == "teacher" and "teacher" not in levels:
             continue
         writer.line(
-            "model", role=role, name=name, parameters=SIZES[role], weights=weights, fingerprint=f"{len(name):032x}"
+            "model",
+            role=role,
+            name=name,
+            parameters=SIZES[role],
+            weights=weights,
+            fingerprint=f"{len(name):032x}",
         )
     for arm, level in levels.items():
         for seed in [None] if arm == "teacher" else seeds:
@@ -224,6 +247,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     ):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    opened = selenium.Chrome(options=options, service=selenium.ChromeService(executable_path=driver))
+    opened = selenium.Chrome(
+        options=options, service=selenium.ChromeService(executable_path=driver)
+    )
     yield opened
     opened.quit()

@@ -94,6 +94,7 @@ def test_killed_runs_resume_bit_for_bit(tmp_path: Path, how: signal.Signals) -> 
             process.wait(timeout=120)
             kills += 1
         else:
+            assert process.returncode == 0, process.stderr.read() if process.stderr else ""
             break
         mode = "resume" if (broken / "recipe.yaml").exists() else "fresh"
     assert kills >= 2, "the run was over before it could be killed"

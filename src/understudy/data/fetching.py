@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -123,6 +124,7 @@ class WorkerFetcher:
             batch_size=None,
             num_workers=workers,
             collate_fn=_unchanged,
+            worker_init_fn=_ignore_interrupts,
             pin_memory=device.type == "cuda",
             persistent_workers=True,
             # Without one of its own the loader would draw from torch's global generator.
@@ -197,3 +199,11 @@ class _Failure:
 
 def _unchanged(raw: Raw) -> Raw:
     return raw
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to every process, to the process that trains.
+
+    It may want to finish a step and write a checkpoint first; then it stops its workers itself.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

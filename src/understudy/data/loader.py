@@ -34,6 +34,24 @@ class TrainingLoader:
     When a transform mixes, a labelled sample's partner is drawn from the labelled samples of the
     split, so that its label is not lost, and an unlabelled sample's from all of it. A mixed view
     therefore doesn't depend on what population a stage draws from. Labels become soft.
+
+    Args:
+        split: the training samples.
+        order: which of them make up a step.
+        views: what is done to them.
+        encoders: role -> how that model's inputs are made. Encoders of the same configuration
+            run once.
+        device: where the batches go, and where transforms run.
+        classes: number of classes C, for soft labels.
+        workers: processes that fetch and decode; "auto" for none when the samples are in
+            memory, else two.
+        rank: which slice of each batch this process gets.
+        world: how many processes share a batch.
+        accumulate: micro-batches in one optimiser step of this process.
+
+    Raises:
+        UnderstudyError: a batch cannot be cut into world * accumulate parts.
+        DataError: the order reaches beyond the split.
     """
 
     def __init__(
@@ -50,26 +68,7 @@ class TrainingLoader:
         world: int = 1,
         accumulate: int = 1,
     ) -> None:
-        """Check the arguments against each other.
-
-        Args:
-            split: the training samples.
-            order: which of them make up a step.
-            views: what is done to them.
-            encoders: role -> how that model's inputs are made. Encoders of the same configuration
-                run once.
-            device: where the batches go, and where transforms run.
-            classes: number of classes C, for soft labels.
-            workers: processes that fetch and decode; "auto" for none when the samples are in
-                memory, else two.
-            rank: which slice of each batch this process gets.
-            world: how many processes share a batch.
-            accumulate: micro-batches in one optimiser step of this process.
-
-        Raises:
-            UnderstudyError: a batch cannot be cut into world * accumulate parts.
-            DataError: the order reaches beyond the split.
-        """
+        """Check the arguments against each other."""
         if not 0 <= rank < world:
             raise UnderstudyError(f"rank must be from 0 to {world - 1}, not {rank}.")
         if accumulate < 1:
@@ -77,7 +76,8 @@ class TrainingLoader:
         if order.smallest_batch < world * accumulate:
             raise UnderstudyError(
                 f"A batch of {order.smallest_batch} samples cannot be cut into {world} x "
-                f"{accumulate} parts (ranks x micro-batches). Use a larger batch_size or fewer parts."
+                f"{accumulate} parts (ranks x micro-batches). Use a larger batch_size or fewer "
+                "parts."
             )
         if int(order.population.max()) >= len(split):
             raise DataError(
@@ -157,7 +157,16 @@ class TrainingLoader:
 
 
 class EvaluationLoader:
-    """All samples of a split, in order, as they are; view -1."""
+    """All samples of a split, in order, as they are; view -1.
+
+    Args:
+        split: the samples.
+        encoders: role -> how that model's inputs are made. Encoders of the same configuration
+            run once.
+        batch_size: samples in a batch; the last one may hold fewer.
+        device: where the batches go.
+        workers: as for `TrainingLoader`.
+    """
 
     def __init__(
         self,
@@ -168,16 +177,7 @@ class EvaluationLoader:
         device: torch.device | str,
         workers: int | Literal["auto"] = "auto",
     ) -> None:
-        """Choose the split and how it is cut.
-
-        Args:
-            split: the samples.
-            encoders: role -> how that model's inputs are made. Encoders of the same configuration
-                run once.
-            batch_size: samples in a batch; the last one may hold fewer.
-            device: where the batches go.
-            workers: as for `TrainingLoader`.
-        """
+        """Choose the split and how it is cut."""
         if batch_size < 1:
             raise UnderstudyError(f"batch_size must be at least 1, not {batch_size}.")
         self._split = split

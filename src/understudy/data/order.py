@@ -29,6 +29,13 @@ class SampleOrder:
 
     `over` chooses between them for a stage.
 
+    Args:
+        population: int64 [N], positions of the samples in their split.
+        batch_size: samples in a batch, over all ranks.
+        seed: what the permutations are drawn from.
+        steps_per_epoch: None for epochs that are passes, else how many full batches an epoch has.
+        drop_last: with epochs that are passes, leave out what does not fill a batch.
+
     Attributes:
         population: int64 [N], positions of the samples in their split.
         batch_size: samples in a full batch, at most N when an epoch is a pass.

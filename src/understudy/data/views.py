@@ -113,6 +113,11 @@ class Views:
 
     View v of a sample is the same tensor, bit for bit, in any batch, process and order of calls.
 
+    Args:
+        transforms: the parts, in order; at most one of them mixes.
+        seed: the run's seed.
+        count: how many views a sample has, or None for a new one on every pass.
+
     Attributes:
         transforms: the parts, in order.
         seed: the run's seed.
@@ -233,7 +238,7 @@ class Views:
         )
         images, partners = both.chunk(2)
         draw = self._draw(self._mixing_position, ids, views, images.device)
-        with _watch(self.mixing):
+        with _watch(self.mixing, images.device):
             images, share = self.mixing.mix(images, partners, draw)
         after = self._mixing_position + 1
         return self._run(images, ids, views, after, len(self.transforms)), share
@@ -245,7 +250,7 @@ class Views:
             part = self.transforms[position]
             assert isinstance(part, Transform)
             draw = self._draw(position, ids, views, images.device)
-            with _watch(part):
+            with _watch(part, images.device):
                 images = part(images, draw)
             if images.dim() != 4 or len(images) != len(ids):
                 raise UnderstudyError(
@@ -293,9 +298,9 @@ def soft_labels(
     return (own * share + other * (1 - share)) * known[:, None]
 
 
-def _watch(part: Augmentation) -> AbstractContextManager[None]:
+def _watch(part: Augmentation, device: torch.device) -> AbstractContextManager[None]:
     if isinstance(part, Deterministic):
-        return no_global_draws(f"The function {part.config()['function']} in Deterministic")
+        return no_global_draws(f"The function {part.config()['function']} in Deterministic", device)
     if type(part).__module__.startswith("understudy."):
         return nullcontext()
-    return no_global_draws(f"The transform '{part.name}'")
+    return no_global_draws(f"The transform '{part.name}'", device)

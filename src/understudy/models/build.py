@@ -27,6 +27,7 @@ from understudy.registry import Registry
 
 T = TypeVar("T")
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+_GIVEN_TWICE = re.compile(r"multiple values for (?:keyword )?argument '(\w+)'")
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,11 @@ def build(
         kind: what the raw samples are: "image", "text" or "tensor".
         input_shape: shape of one raw sample ((C, H, W) for images); None for texts.
         class_names: names in label order, given to models that carry class names but have none of their own.
-        weights: a file with weights, or a name that the prefix knows ("pretrained" for timm, "DEFAULT" for torchvision).
+        weights: a file with weights, or a name that the prefix knows ("pretrained" for timm, "DEFAULT" for
+            torchvision).
         preprocess: settings that replace the model's own preprocessing, such as {"size": 64}.
-        statistics: mean and standard deviation per channel of the data. Used by models whose weights start fresh; pretrained
-            ones keep the statistics that they were trained with.
+        statistics: mean and standard deviation per channel of the data. Used by models whose weights start fresh;
+            pretrained ones keep the statistics that they were trained with.
         texts: gives the training texts, for text models from scratch whose tokenizer is to be trained on them.
         keywords: what the model takes beyond that; an unknown one is answered with the valid ones.
 
@@ -237,13 +239,16 @@ def call_constructor(
     valid: Callable[[], Iterable[str]],
     **given: Any,
 ) -> T:
-    """Call `constructor(**given, **keywords)`; an unknown keyword is answered with the valid ones, read by `valid()`."""
+    """Call `constructor(**given, **keywords)`; an unknown keyword is answered with those that `valid()` gives."""
     try:
         return constructor(**given, **keywords)
     except TypeError as error:
         wrong = _UNEXPECTED.search(str(error))
         if wrong is not None and wrong[1] in keywords:
             raise unknown_name(f"keyword of '{what}'", wrong[1], valid()) from error
+        twice = _GIVEN_TWICE.search(str(error))
+        if twice is not None and twice[1] in keywords:
+            raise ModelError(f"'{what}' fixes '{twice[1]}' by its name; leave it out.") from error
         raise ModelError(f"'{what}' cannot be built with {dict(keywords)}: {error}") from error
 
 

@@ -7,10 +7,11 @@ what it gave into ANSWERS. Both are NumPy archives: `0/images` is the input `ima
 import hashlib
 import json
 import sys
+from typing import Any
 
 import numpy as np
 
-Cases = list[dict[str, "np.ndarray"]]
+Cases = list[dict[str, np.ndarray]]
 
 
 def read_cases(file: str) -> Cases:
@@ -44,7 +45,7 @@ def run_torch_export(place: str, cases: Cases) -> list[np.ndarray]:
     return answers
 
 
-def _called(module, case):  # type: ignore[no-untyped-def]
+def _called(module: Any, case: dict[str, np.ndarray]) -> Any:
     """Call a module on a case: texts by name, anything else as its one argument."""
     import torch
 
@@ -63,9 +64,11 @@ def run_hf(place: str, cases: Cases) -> list[np.ndarray]:
         place, local_files_only=True
     ).architectures[0]
     is_text = architecture.endswith("ForSequenceClassification")
-    auto = transformers.AutoModelForImageClassification
-    if is_text:
-        auto = transformers.AutoModelForSequenceClassification
+    image, text = (
+        transformers.AutoModelForImageClassification,
+        transformers.AutoModelForSequenceClassification,
+    )
+    auto: Any = text if is_text else image
     model = auto.from_pretrained(place, local_files_only=True, dtype=torch.float32).eval()
     answers = []
     for case in cases:
@@ -78,7 +81,7 @@ def run_hf(place: str, cases: Cases) -> list[np.ndarray]:
     return answers
 
 
-def _check_tokenizer(tokenizer, texts, expected) -> None:  # type: ignore[no-untyped-def]
+def _check_tokenizer(tokenizer: Any, texts: list[Any], expected: np.ndarray) -> None:
     first = [item if isinstance(item, str) else item[0] for item in texts]
     second = None if isinstance(texts[0], str) else [item[1] for item in texts]
     length = expected.shape[1]
@@ -114,7 +117,7 @@ def run_tensors(place: str, cases: Cases) -> list[np.ndarray]:
     return [np.asarray(json.dumps(table)) for _ in cases]
 
 
-def tensor_hash(value) -> str:  # type: ignore[no-untyped-def]
+def tensor_hash(value: Any) -> str:
     """Return the SHA-256 of a tensor's bytes."""
     import torch
 
@@ -137,7 +140,11 @@ def main(kind: str, place: str, cases: str, answers: str) -> None:
         # An import of understudy now fails, also one that an unpickled or generated piece of code would do.
         sys.modules["understudy"] = None  # type: ignore[assignment]
     results = RUNNERS[kind](place, read_cases(cases))
-    np.savez(answers, **{str(number): result for number, result in enumerate(results)})
+    np.savez(
+        answers,
+        allow_pickle=False,
+        **{str(number): result for number, result in enumerate(results)},
+    )
 
 
 if __name__ == "__main__":

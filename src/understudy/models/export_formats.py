@@ -71,7 +71,7 @@ def write_torch_export(network: nn.Module, case: Case, file: Path, longest: int 
 def write_onnx(
     network: nn.Module, case: Case, file: Path, description: dict[str, Any], longest: int | None
 ) -> None:
-    """Write an ONNX file through torch's exporter. Batch and length of texts are free; the description goes into the metadata."""
+    """Write an ONNX file through torch's exporter. Batch and text length are free; the description is in it."""
     require("onnxscript", "export")
     require("onnxruntime", "export")
     traced = _traced(network, case, longest)
@@ -87,7 +87,8 @@ def write_onnx(
             verbose=False,
         )
         assert program is not None
-        for graph in (program.model.graph, *program.model.functions.values()):
+        graphs: list[Any] = [program.model.graph, *program.model.functions.values()]
+        for graph in graphs:
             for node in graph.all_nodes():
                 node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
         program.model.metadata_props["understudy"] = json.dumps(description, ensure_ascii=False)
@@ -103,7 +104,7 @@ def write_hf(
     names: Sequence[str] | None,
     input_shape: Sequence[int] | None,
 ) -> None:
-    """Write a folder that `AutoModelFor...Classification.from_pretrained` loads, with its tokenizer or image processor."""
+    """Write a folder that transformers' `from_pretrained` loads, with its tokenizer or image processor."""
     saving = getattr(network, "save_pretrained", None)
     config = getattr(network, "config", None)
     if saving is None or not hasattr(config, "id2label"):

@@ -51,8 +51,8 @@ def run_fresh(kind: str, place: Path, cases: list[Case]) -> list[np.ndarray]:
     """
     with tempfile.TemporaryDirectory(prefix="understudy-check-") as scratch:
         inputs, answers = Path(scratch) / "cases.npz", Path(scratch) / "answers.npz"
-        np.savez(inputs, **_arrays(cases, with_texts=kind == "hf"))
-        # Safe path: the folder of the file that is run is not searched for imports, so nothing in it is mistaken for a library.
+        np.savez(inputs, allow_pickle=False, **_arrays(cases, with_texts=kind == "hf"))
+        # -P: the folder of the file is not searched for imports, so that nothing in it is taken for a library.
         command = [sys.executable, "-P", str(export_check.__file__), kind, str(place)]
         environment = {
             **os.environ,
@@ -122,8 +122,8 @@ def compare(
         difference = float(np.abs(answer.astype(np.float64) - reference).max()) / scale
         if not math.isfinite(difference) or difference > tolerance:
             raise ModelError(
-                f"{what} answers differently in a fresh process: at a batch of {len(reference)}, logits differ by up to "
-                f"{difference:.3g} of the largest one; {tolerance:g} is allowed."
+                f"{what} answers differently in a fresh process: at a batch of {len(reference)}, logits differ by "
+                f"up to {difference:.3g} of the largest one; {tolerance:g} is allowed."
             )
         worst = max(worst, difference)
     return worst

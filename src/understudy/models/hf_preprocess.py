@@ -81,8 +81,8 @@ def _from_file(request: Request, place: str, channels: int) -> ImagePreprocess:
         ):
             return ImagePreprocess((0.0,), (1.0,), channels=channels)
         raise ModelError(
-            f"'{request.full_name}' has no preprocessor_config.json, so its mean, standard deviation and input size are not known. "
-            "Give them as `preprocess: {mean: ..., std: ..., size: ...}`."
+            f"'{request.full_name}' has no preprocessor_config.json, so its mean, standard deviation and input size "
+            "are not known. Give them as `preprocess: {mean: ..., std: ..., size: ...}`."
         ) from error
     normalised = settings.get("do_normalize", True)
     mean = settings.get("image_mean") if normalised else None
@@ -105,8 +105,8 @@ def _from_file(request: Request, place: str, channels: int) -> ImagePreprocess:
     wanted = settings.get("resample", 2)
     if wanted not in _RESAMPLING and "interpolation" not in (request.preprocess or {}):
         raise ModelError(
-            f"The processor of '{request.full_name}' resizes by filter {wanted}, which is none of nearest, bilinear and bicubic. "
-            "Choose one as `preprocess: {interpolation: bicubic}`."
+            f"The processor of '{request.full_name}' resizes by filter {wanted}, which is none of nearest, bilinear "
+            "and bicubic. Choose one as `preprocess: {interpolation: bicubic}`."
         )
     return ImagePreprocess(
         mean,

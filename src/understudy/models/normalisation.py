@@ -32,6 +32,7 @@ def channel_statistics(
     total: torch.Tensor | float = 0.0
     squares: torch.Tensor | float = 0.0
     origin: torch.Tensor | None = None
+    least = most = torch.zeros(())
     for batch in _in_parts(batches):
         values = batch.detach().to("cpu", torch.float64)
         if batch.dtype == torch.uint8:
@@ -40,6 +41,8 @@ def channel_statistics(
         if origin is None:
             # Sums around a value near the mean keep their digits when the mean is large beside the deviation.
             origin = values.mean(1, keepdim=True)
+            least = most = values[:, 0]
+        least, most = torch.minimum(least, values.amin(1)), torch.maximum(most, values.amax(1))
         values = values - origin
         count += values.shape[1]
         total = total + values.sum(1)
@@ -53,7 +56,7 @@ def channel_statistics(
         raise ModelError(
             "The samples hold NaN or infinity, so they have no mean and standard deviation."
         )
-    deviation = torch.where(deviation > 1e-6 * mean.abs().clamp_min(1e-6), deviation, 1.0)
+    deviation = torch.where((least < most) & (deviation > 0), deviation, 1.0)
     return tuple(mean.tolist()), tuple(deviation.tolist())
 
 
@@ -73,7 +76,7 @@ def _in_parts(
 def checked_statistics(
     mean: Sequence[float], std: Sequence[float], channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation for each of `channels` (a single one stands for all), or say what is wrong with them."""
+    """Return mean and deviation for each of `channels` (a single one stands for all), or say what is wrong."""
     if len(mean) != len(std):
         raise ModelError(f"There are {len(mean)} means and {len(std)} standard deviations.")
     if len(mean) not in (1, channels):
@@ -102,7 +105,7 @@ class Normaliser:
     def __call__(self, values: torch.Tensor, *, in_place: bool) -> torch.Tensor:
         """Apply to float32 [B, C, ...], C being 1 or the number of channels.
 
-        `in_place` overwrites `values` where the result has its shape; it may only be set for a tensor that nobody else holds.
+        `in_place` overwrites `values` where the result has its shape; only for a tensor that nobody else holds.
         """
         place = (values.device, values.dim())
         if place not in self._constants:

@@ -46,7 +46,8 @@ class ImagePreprocess(Configured):
         size: height and width that the model takes (one number: both), None for the size of the data.
             Resizing is antialiased and does not crop.
         interpolation: "bilinear", "bicubic" or "nearest".
-        channels: channels that the model takes, by default as many as `mean` has. Grey images are repeated to fill them.
+        channels: channels that the model takes, by default as many as `mean` has. Grey images are repeated to fill
+            them.
         channels_last: whether to give the result in channels-last memory format. The numbers are the same, so this
             is no part of `config()`.
     """

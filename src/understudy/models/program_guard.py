@@ -39,11 +39,11 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 _SYMBOL = re.compile(r"[a-z]{1,4}\d+")
 _FUNCTIONS = frozenset(
     """
-    Symbol Integer Rational Float Mul Add Pow Max Min Abs Eq Ne Lt Le Gt Ge And Or Not Equality Unequality StrictLessThan
-    LessThan StrictGreaterThan GreaterThan true false True False None oo int_oo floor ceiling integer positive nonnegative
-    real evaluate precision FloorDiv ModularIndexing Where PythonMod Mod CleanDiv CeilToInt FloorToInt CeilDiv LShift RShift
-    PowByNatural FloatPow FloatTrueDiv IntTrueDiv IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt
-    RoundDecimal ToFloat Identity
+    Symbol Integer Rational Float Mul Add Pow Max Min Abs Eq Ne Lt Le Gt Ge And Or Not Equality Unequality
+    StrictLessThan LessThan StrictGreaterThan GreaterThan true false True False None oo int_oo floor ceiling
+    integer positive nonnegative real evaluate precision FloorDiv ModularIndexing Where PythonMod Mod CleanDiv
+    CeilToInt FloorToInt CeilDiv LShift RShift PowByNatural FloatPow FloatTrueDiv IntTrueDiv
+    IsNonOverlappingAndDenseIndicator TruncToFloat TruncToInt RoundToInt RoundDecimal ToFloat Identity
     """.split()  # noqa: SIM905
 )
 

@@ -46,7 +46,7 @@ def save(
         The folder.
 
     Raises:
-        ModelError: the folder is taken or cannot be written, or the model is an exported program, which is a file already.
+        ModelError: the folder is taken or cannot be written, or the model is an exported program, a file already.
     """
     if model.extra.get("black_box"):
         raise ModelError(

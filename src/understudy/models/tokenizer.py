@@ -44,8 +44,9 @@ def train_tokenizer(
 
     Args:
         texts: what to train on; it is read more than once.
-        size: most entries of the vocabulary, the five special tokens (padding, unknown, start, separator, mask) included.
-        kind: "wordpiece", lower-cased as in BERT (Devlin et al. 2019), or "bpe" on bytes as in GPT-2 (Radford et al. 2019).
+        size: most entries of the vocabulary, with the five special tokens (padding, unknown, start, separator, mask).
+        kind: "wordpiece", lower-cased as in BERT (Devlin et al. 2019), or "bpe" on bytes as in GPT-2 (Radford et al.
+            2019).
 
     Returns:
         A tokenizer that writes `[CLS] text [SEP]` and `[CLS] first [SEP] second [SEP]`.
@@ -106,7 +107,7 @@ def _wordpiece(tokenizers: Any, corpus: Iterable[str], size: int) -> Any:
     )
     alphabet = sorted(common[:_ALPHABET_LIMIT])
     _check_size(size, 2 * len(alphabet))
-    # The trainer numbers the pieces that continue a word in the order of a hash table, which differs from process to process,
+    # The trainer numbers the pieces that continue a word in the order of a hash table, which differs from run to run,
     # and breaks ties by these numbers. Handed over in front of the vocabulary, they have a fixed order.
     continued = [_CONTINUED + character for character in alphabet]
     learner = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))

@@ -45,7 +45,7 @@ def load_weights(
         What was loaded, for the log: "resnet20.safetensors (sha256 0123456789ab)".
 
     Raises:
-        ModelError: the file is missing, damaged, holds more than tensors, or does not fit. The module is unchanged then.
+        ModelError: the file is missing, damaged, holds more than tensors, or does not fit. The module is as before.
     """
     file = _file_at(Path(path))
     state = clean_names(read_state(file), module)
@@ -113,8 +113,9 @@ def read_state(file: Path) -> dict[str, torch.Tensor]:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{file} is no checkpoint, or holds pickled Python objects, which could run code when they are read. Only tensors, "
-            "numbers, strings and containers of them are read. Save `model.state_dict()` alone, or as safetensors."
+            f"{file} is no checkpoint, or holds pickled Python objects, which could run code when they are read. "
+            "Only tensors, numbers, strings and containers of them are read. Save `model.state_dict()` alone, or as "
+            "safetensors."
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ModelError(
@@ -161,10 +162,8 @@ def _number_types() -> list[Any]:
     import numpy as np
     from numpy.dtypes import Float32DType, Float64DType, Int32DType, Int64DType
 
-    try:
-        from numpy._core.multiarray import scalar
-    except ImportError:  # NumPy 1
-        from numpy.core.multiarray import scalar
+    # The function lies elsewhere in NumPy 1, but is always what a pickled scalar names.
+    scalar = np.float32(0).__reduce__()[0]
     # Checkpoints written under NumPy 1 use the old path of the same function.
     paths = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     return [*paths, np.dtype, Float32DType, Float64DType, Int32DType, Int64DType]
@@ -196,7 +195,7 @@ def _tensors_in(content: Any, file: Path) -> dict[str, torch.Tensor]:
 def _classifiers(
     module: nn.Module, state: Mapping[str, torch.Tensor], differing: list[str]
 ) -> list[str]:
-    """Return the modules that explain all differing shapes as another number of classes; none if something else differs."""
+    """Return the modules that explain all differing shapes as another number of classes, or none."""
     target = module.state_dict()
     parts = dict(module.named_modules())
     owners = list(dict.fromkeys(name.rpartition(".")[0] for name in differing))

@@ -14,7 +14,8 @@ from torch import nn
 from understudy.data.source import Source, Split
 from understudy.errors import ModelError, UnderstudyError
 from understudy.methods import Supervised
-from understudy.models import build as models
+from understudy.models.build import build as build_model
+from understudy.models.build import live as live_model
 from understudy.models.model import Model
 from understudy.models.normalisation import Statistics, channel_statistics
 from understudy.recipe.components import Component
@@ -120,7 +121,7 @@ class ModelMaker:
         try:
             if component.live is not None:
                 return self._live(component.live, copied)
-            return models.build(
+            return build_model(
                 component.name,
                 classes=len(self._source.classes),
                 kind=self._source.kind,
@@ -141,7 +142,7 @@ class ModelMaker:
             made = copy.deepcopy(given) if copied else given
         if isinstance(made, Model):
             return made
-        return models.live(
+        return live_model(
             made,
             kind=self._source.kind,
             input_shape=self._input_shape,

@@ -13,7 +13,7 @@ from pydantic import (
     BaseModel,
     Field,
     GetJsonSchemaHandler,
-    PydanticSchemaGenerationError,
+    TypeAdapter,
     ValidationError,
     create_model,
 )
@@ -76,7 +76,13 @@ class Kind:
         checked: bool = True,
     ) -> None:
         """Keep how members are found."""
-        self.label, self.names, self.find, self.live, self.checked = label, names, find, live, checked
+        self.label, self.names, self.find, self.live, self.checked = (
+            label,
+            names,
+            find,
+            live,
+            checked,
+        )
         self._sections: dict[Any, type[Section]] = {}
 
     @property
@@ -120,7 +126,9 @@ class Kind:
                 raise problem_at(("name",), f"is missing; which {self.label} is it?", value)
             name = value["name"]
             if not isinstance(name, str):
-                raise problem_at(("name",), f"expected the name of a {self.label}, found {found(name)}", name)
+                raise problem_at(
+                    ("name",), f"expected the name of a {self.label}, found {found(name)}", name
+                )
             keywords = {key: item for key, item in value.items() if key != "name"}
             return self._named(name, keywords, place=("name",))
         return self.from_object(value)
@@ -160,7 +168,9 @@ class Kind:
     def from_object(self, value: Any) -> Component:
         """Return the component for a live object, by its name when it is one that a recipe could have named."""
         if not isinstance(value, self.live):
-            raise problem(f"expected {self.words} (its name, or a mapping with `name`), found {found(value)}")
+            raise problem(
+                f"expected {self.words} (its name, or a mapping with `name`), found {found(value)}"
+            )
         named = self.name_of(value)
         if named is not None:
             return named
@@ -235,12 +245,8 @@ def keyword_section(
             inspect.Parameter.POSITIONAL_ONLY,
         ):
             continue
-        default = ... if parameter.default is inspect.Parameter.empty else parameter.default
-        hint = hints.get(parameter.name, Any)
-        fields[parameter.name] = (
-            _strict_or_any(hint),
-            Field(default, description=texts.get(parameter.name)),
-        )
+        read, default = _typed(hints.get(parameter.name, Any), parameter.default)
+        fields[parameter.name] = (read, Field(default, description=texts.get(parameter.name)))
     for key, (hint, default, text) in (extra or {}).items():
         fields[key] = (strict(hint), Field(default, description=text))
     section = create_model(name, __base__=_Open if open_ended else Section, **fields)
@@ -278,9 +284,14 @@ def without_tensors(hint: Any) -> Any:
     return origin[tuple(kept)] if origin in (list, tuple, dict) else hint
 
 
-def _strict_or_any(hint: Any) -> Any:
+def _typed(hint: Any, default: Any) -> tuple[Any, Any]:
+    """Return the pydantic type of a parameter, and its default in that type (0.0 where the signature says 0)."""
+    if default is inspect.Parameter.empty:
+        return strict(hint), ...
+    if default is None:
+        hint = hint | None if hint is not Any else Any
     try:
-        return strict(hint)
-    except (PydanticSchemaGenerationError, TypeError):
-        return Any
-
+        return strict(hint), TypeAdapter(strict(hint)).validate_python(default)
+    except ValidationError:
+        # The default itself is not of the type that the hint says; then the hint is no guide.
+        return Any, default

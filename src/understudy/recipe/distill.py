@@ -61,7 +61,9 @@ def distill(
     given = {"teacher": teacher, "methods": methods, "arms": arms, "epochs": epochs, "seeds": seeds}
     values = {key: value for key, value in given.items() if value is not None}
     place = _directory(name, directory, resume)
-    recipe = from_values({"name": name or place.name, **values, "student": student, "data": data, **settings})
+    recipe = from_values(
+        {"name": name or place.name, **values, "student": student, "data": data, **settings}
+    )
     experiment = recipe.build(place)
     done = run(experiment, place, resume=resume)
     return Result(done.directory, done.results, experiment.student, list(experiment.arms))
@@ -75,5 +77,7 @@ def _directory(name: str | None, directory: str | Path | None, resume: bool) -> 
     if resume:
         raise RecipeError("resume=True needs the name or the directory of the run to go on with.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RecipeError("With several processes the run needs a name or a directory, the same in all of them.")
+        raise RecipeError(
+            "With several processes the run needs a name or a directory, the same in all of them."
+        )
     return RUNS / datetime.datetime.now().strftime("distill-%Y%m%d-%H%M%S")

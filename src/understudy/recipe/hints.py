@@ -74,7 +74,9 @@ def strict(hint: Any, known: Known | None = None) -> Any:
     if inspect.isclass(hint) and hint is not object:
         return Annotated[Any, _instance(hint, words), WithJsonSchema({"not": {}}), Expected(words)]
     if origin is collections.abc.Callable or hint is Callable:
-        return Annotated[Any, _instance(collections.abc.Callable, words), WithJsonSchema({"not": {}})]
+        return Annotated[
+            Any, _instance(collections.abc.Callable, words), WithJsonSchema({"not": {}})
+        ]
     return Any
 
 
@@ -93,7 +95,9 @@ def in_words(hint: Any, known: Known | None = None) -> str:
     if hint is Path:
         return "a path"
     if origin is Literal:
-        return _either([f"'{value}'" if isinstance(value, str) else _yaml(value) for value in arguments])
+        return _either(
+            [f"'{value}'" if isinstance(value, str) else _yaml(value) for value in arguments]
+        )
     if origin in (Union, types.UnionType):
         return _either([in_words(argument, known) for argument in arguments])
     if hint in _LISTS or origin in _LISTS:
@@ -210,8 +214,14 @@ def _union(members: tuple[Any, ...], words: str, known: Known) -> Any:
     if len(rest) == 1 and rest[0] not in _SCALARS:
         inner = strict(rest[0], known)
         return Annotated[inner | None, Expected(words)]
-    readers = [_DataclassReader(m, known) for m in rest if inspect.isclass(m) and dataclasses.is_dataclass(m)]
-    adapter: Any = TypeAdapter(Union[tuple(m if m is type(None) else strict(m, known) for m in members)])  # noqa: UP007
+    readers = [
+        _DataclassReader(m, known)
+        for m in rest
+        if inspect.isclass(m) and dataclasses.is_dataclass(m)
+    ]
+    adapter: Any = TypeAdapter(
+        Union[tuple(m if m is type(None) else strict(m, known) for m in members)]
+    )  # noqa: UP007
 
     def read(value: Any) -> Any:
         if readers and isinstance(value, Mapping):
@@ -221,7 +231,9 @@ def _union(members: tuple[Any, ...], words: str, known: Known) -> Any:
         except ValidationError:
             raise problem(f"expected {words}, found {found(value)}") from None
 
-    return Annotated[Any, PlainValidator(read), WithJsonSchema(adapter.json_schema()), Expected(words)]
+    return Annotated[
+        Any, PlainValidator(read), WithJsonSchema(adapter.json_schema()), Expected(words)
+    ]
 
 
 def _list(hint: Any, words: str, known: Known) -> Any:
@@ -252,7 +264,9 @@ def _choice(valid: tuple[Any, ...]) -> WrapValidator:
         if any(value == choice and type(value) is type(choice) for choice in valid):
             return value
         if isinstance(value, str):
-            raise problem(f"there is no choice '{value}'. {suggestion(value, [_yaml(v) for v in valid])}")
+            raise problem(
+                f"there is no choice '{value}'. {suggestion(value, [_yaml(v) for v in valid])}"
+            )
         raise problem(f"expected {in_words(Literal[valid])}, found {found(value)}")
 
     return WrapValidator(read)
@@ -298,5 +312,3 @@ def _either(parts: list[str]) -> str:
 
 def _yaml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-

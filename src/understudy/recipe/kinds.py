@@ -31,12 +31,18 @@ class _MethodKind(Kind):
     """Methods, which have a weight beside their keywords."""
 
     extra = {
-        "weight": (float | Ramp, 1.0, "factor of the loss in the stage's sum; a ramp changes it over the stage")
+        "weight": (
+            float | Ramp,
+            1.0,
+            "factor of the loss in the stage's sum; a ramp changes it over the stage",
+        )
     }
 
     def from_object(self, value: Any) -> Component:
         component = super().from_object(value)
-        return Component(self.label, component.name, component.keywords, {"weight": value.weight}, component.live)
+        return Component(
+            self.label, component.name, component.keywords, {"weight": value.weight}, component.live
+        )
 
     def make(self, component: Component) -> Method:
         # A method holds projectors and banks once it is wired: every member needs its own.
@@ -112,8 +118,12 @@ def find_prefix(name: str) -> Callable[..., Any]:
     prefix, _, rest = name.partition(":")
     if not prefix or not rest or prefix not in builders:
         known = ", ".join(f"{each}:" for each in builders.names())
-        close = suggestion(name, model_names("kd") if not rest else [f"{each}:{rest}" for each in builders.names()])
-        raise UnknownName(f"'{name}' is no model name; it is written prefix:name with one of the prefixes {known}. {close}")
+        close = suggestion(
+            name, model_names("kd") if not rest else [f"{each}:{rest}" for each in builders.names()]
+        )
+        raise UnknownName(
+            f"'{name}' is no model name; it is written prefix:name with one of the prefixes {known}. {close}"
+        )
     return builders.get(prefix)
 
 
@@ -121,7 +131,9 @@ SOURCE = _SourceKind("data source", sources.names, sources.get, Source, checked=
 TRANSFORM = Kind("transform", transforms.names, transforms.get, (Transform, Mixing))
 METHOD = _MethodKind("method", methods.names, methods.get, Method)
 SCHEDULE = Kind("schedule", schedules.names, schedules.get, Schedule)
-OPTIMIZER = _OptimizerKind("optimiser", lambda: list(optimizer_classes()), optimizer_class, Optimizer)
+OPTIMIZER = _OptimizerKind(
+    "optimiser", lambda: list(optimizer_classes()), optimizer_class, Optimizer
+)
 MODEL = _ModelKind("model", model_names, find_prefix, (nn.Module, Model), checked=False)
 
 DEFAULT_TEST = 0.2
@@ -152,7 +164,11 @@ def as_source(value: Any) -> Any:
         train, test = value
         if isinstance(train, Dataset):
             return from_dataset(train, test)
-        if isinstance(train, tuple | list) and isinstance(test, tuple | list) and len(train) == len(test) == 2:
+        if (
+            isinstance(train, tuple | list)
+            and isinstance(test, tuple | list)
+            and len(train) == len(test) == 2
+        ):
             return from_tensors(*train, test_inputs=test[0], test_labels=test[1])
     return value
 

@@ -41,10 +41,14 @@ def read_text(path: str | Path) -> tuple[str, str]:
             source = resources.files("understudy.recipes") / f"{path}.yaml"
             return source.read_text(encoding="utf-8"), f"The packaged recipe '{path}'"
         if file.is_dir():
-            raise RecipeError(f"'{path}' is a folder without a recipe.yaml, so it is no run directory.")
+            raise RecipeError(
+                f"'{path}' is a folder without a recipe.yaml, so it is no run directory."
+            )
         help = suggestion(str(path), packaged())
         if file.suffix in _SUFFIXES or len(file.parts) > 1:
-            raise RecipeError(f"There is no recipe '{path}' (looked in {Path.cwd()}). Packaged recipes: {', '.join(packaged())}.")
+            raise RecipeError(
+                f"There is no recipe '{path}' (looked in {Path.cwd()}). Packaged recipes: {', '.join(packaged())}."
+            )
         raise RecipeError(f"There is no file and no packaged recipe called '{path}'. {help}")
     try:
         return file.read_text(encoding="utf-8"), f"The recipe '{file}'"
@@ -65,7 +69,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     text, title = read_text(path)
     values, lines = read_yaml(text, title)
     if not isinstance(values, Mapping):
-        raise RecipeError(f"{title} should be a mapping with `data`, `student`, ...; found {found(values)}.")
+        raise RecipeError(
+            f"{title} should be a mapping with `data`, `student`, ...; found {found(values)}."
+        )
     values, written = override(values, overrides)
 
     def origin(place: Place) -> str | None:

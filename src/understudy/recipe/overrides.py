@@ -28,14 +28,18 @@ def override(values: Any, overrides: Sequence[str]) -> tuple[Any, dict[Place, st
         path, equals, value = text.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
-            raise RecipeError(f"The override '{text}' is not of the form key=value, such as optimizer.lr=0.1.")
+            raise RecipeError(
+                f"The override '{text}' is not of the form key=value, such as optimizer.lr=0.1."
+            )
         place: Place = ()
         values, place = _set(values, keys, read_value(value), text, place)
         written[place] = text
     return values, written
 
 
-def _set(holder: Any, keys: Sequence[str], value: Any, text: str, place: Place) -> tuple[Any, Place]:
+def _set(
+    holder: Any, keys: Sequence[str], value: Any, text: str, place: Place
+) -> tuple[Any, Place]:
     """Return `holder` with `value` at `keys`, and the place in which it was written."""
     if not keys:
         return value, place
@@ -54,7 +58,9 @@ def _set(holder: Any, keys: Sequence[str], value: Any, text: str, place: Place) 
         holder[number], place = _set(holder[number], rest, value, text, (*place, number))
         return holder, place
     if not isinstance(holder, dict):
-        raise RecipeError(f"The override '{text}' cannot set '{first}': {dotted(place)} is {holder!r}, a plain value.")
+        raise RecipeError(
+            f"The override '{text}' cannot set '{first}': {dotted(place)} is {holder!r}, a plain value."
+        )
     key = _as_written(first, holder)
     holder[key], place = _set(holder.get(key), rest, value, text, (*place, key))
     return holder, place
@@ -63,5 +69,3 @@ def _set(holder: Any, keys: Sequence[str], value: Any, text: str, place: Place) 
 def _as_written(key: str, holder: dict[Any, Any]) -> Any:
     """Return the key as YAML read it: a name such as 1 may have become a number."""
     return next((known for known in holder if str(known) == key), key)
-
-

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from understudy.errors import RecipeError, suggestion
@@ -98,11 +104,17 @@ def _details(
         if kind == "extra_forbidden" and len(place) == 1 and section is not None:
             message = f"there is no such key. {suggestion(str(place[0]), keys)}"
         elif kind == "missing" and len(place) == 1 and section is not None:
-            marks = [mark for mark in section.model_fields[str(place[0])].metadata if isinstance(mark, Expected)]
+            marks = [
+                mark
+                for mark in section.model_fields[str(place[0])].metadata
+                if isinstance(mark, Expected)
+            ]
             message = "is missing" + (f"; expected {marks[0].words}" if marks else "")
         elif kind != "problem":
             message = f"{message[:1].lower()}{message[1:]}, found {found(line['input'])}"
-        details.append(InitErrorDetails(type=problem(message), loc=(*before, *place), input=line["input"]))
+        details.append(
+            InitErrorDetails(type=problem(message), loc=(*before, *place), input=line["input"])
+        )
     return details
 
 

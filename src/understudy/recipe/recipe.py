@@ -46,14 +46,17 @@ class Recipe(_SettingFields, StageDefaults):  # type: ignore[misc]
 
     name: str = Field("run", description="what the run is called; its directory is runs/NAME")
     data: DataSection = Field(description="what is learned from")
-    teacher: TeacherSection | None = Field(None, description="the teacher; leave it out when no arm needs one")
+    teacher: TeacherSection | None = Field(
+        None, description="the teacher; leave it out when no arm needs one"
+    )
     student: StudentSection = Field(description="the student")
     baseline: bool = Field(
         True,
         description="whether to add the arm `baseline`: the student learns from labels alone, for as many steps as the longest arm",
     )
     arms: dict[str, Arm] | None = Field(
-        None, description="arm name -> list of methods, a stage, or a list of stages; each is trained for every seed"
+        None,
+        description="arm name -> list of methods, a stage, or a list of stages; each is trained for every seed",
     )
     methods: list[METHOD.field] | None = Field(  # type: ignore[name-defined]
         None, description="short for a single arm called `student`"
@@ -88,12 +91,20 @@ class Recipe(_SettingFields, StageDefaults):  # type: ignore[misc]
     @field_validator("data", mode="before")
     @classmethod
     def _short_data(cls, value: Any) -> Any:
-        return value if isinstance(value, DataSection) or is_section(value, "source") else {"source": value}
+        return (
+            value
+            if isinstance(value, DataSection) or is_section(value, "source")
+            else {"source": value}
+        )
 
     @field_validator("student", mode="before")
     @classmethod
     def _short_student(cls, value: Any) -> Any:
-        return value if isinstance(value, StudentSection) or is_section(value, "model") else {"model": value}
+        return (
+            value
+            if isinstance(value, StudentSection) or is_section(value, "model")
+            else {"model": value}
+        )
 
     @field_validator("teacher", mode="before")
     @classmethod
@@ -112,24 +123,36 @@ class Recipe(_SettingFields, StageDefaults):  # type: ignore[misc]
         except (ValueError, UnderstudyError) as error:
             raise problem(str(error)) from None
         if self.methods is not None and self.arms is not None:
-            raise problem_at(("methods",), "stands beside `arms`; `methods` is short for an only arm", None)
+            raise problem_at(
+                ("methods",), "stands beside `arms`; `methods` is short for an only arm", None
+            )
         if self.methods is not None:
             defaults = {key: getattr(self, key) for key in StageDefaults.model_fields}
             arms = gather("methods", [(("methods",), lambda: read_arm(self.methods, defaults))])
             self.arms, self.methods = {ONLY_ARM: arms[0]}, None
         if self.arms is None:
-            raise problem_at(("arms",), "is missing; name at least one arm, or give `methods` for an only one", None)
+            raise problem_at(
+                ("arms",),
+                "is missing; name at least one arm, or give `methods` for an only one",
+                None,
+            )
         if self.baseline and BASELINE in self.arms:
-            text = "is the arm that `baseline: true` adds; set `baseline: false` to define it yourself"
+            text = (
+                "is the arm that `baseline: true` adds; set `baseline: false` to define it yourself"
+            )
             raise problem_at(("arms", BASELINE), text, None)
         needing = [name for name, arm in self.arms.items() if arm.needs_teacher]
         if needing and self.teacher is None:
-            raise problem_at(("teacher",), f"is missing; the arms {', '.join(needing)} learn from one", None)
+            raise problem_at(
+                ("teacher",), f"is missing; the arms {', '.join(needing)} learn from one", None
+            )
         return self
 
     def settings(self) -> Settings:
         """Return the settings that all members of the run share."""
-        return Settings(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)})
+        return Settings(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
+        )
 
     def resolved(self) -> dict[str, Any]:
         """Return the recipe as plain values, complete with defaults. Read again, they give an equal recipe.
@@ -155,7 +178,9 @@ class Recipe(_SettingFields, StageDefaults):  # type: ignore[misc]
 
     def live_objects(self) -> list[str]:
         """Return the objects that were given from Python, as `place: module.Class`."""
-        return [f"{dotted(place)}: {c.name}" for place, c in self.components() if c.live is not None]
+        return [
+            f"{dotted(place)}: {c.name}" for place, c in self.components() if c.live is not None
+        ]
 
     def build(self, directory: Path) -> Experiment:
         """Load the data and return the experiment; models are built when it runs.
@@ -182,7 +207,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Section):
         return {key: _plain(getattr(value, key)) for key in type(value).model_fields}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -100,8 +100,15 @@ class _Arms(Mapping[str, "_Seeds"]):
 class _Seeds(Mapping[int, nn.Module]):
     """Seed -> trained student, loaded once."""
 
-    def __init__(self, directory: Path, arm: str, seeds: list[int], make: Callable[[], Model]) -> None:
-        self._directory, self._arm, self._numbers, self._make = RunDirectory(directory), arm, seeds, make
+    def __init__(
+        self, directory: Path, arm: str, seeds: list[int], make: Callable[[], Model]
+    ) -> None:
+        self._directory, self._arm, self._numbers, self._make = (
+            RunDirectory(directory),
+            arm,
+            seeds,
+            make,
+        )
         self._loaded: dict[int, nn.Module] = {}
 
     def __getitem__(self, seed: int) -> nn.Module:

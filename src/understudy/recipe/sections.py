@@ -57,7 +57,9 @@ class Arm(Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether any method asks for a teacher."""
-        return any(method.needs_teacher for stage in self.build() for method in stage.active_methods)
+        return any(
+            method.needs_teacher for stage in self.build() for method in stage.active_methods
+        )
 
 
 _ModelField = MODEL.field
@@ -67,7 +69,9 @@ class TeacherSection(_TeacherFields):  # type: ignore[misc]
     """The teacher."""
 
     model: _ModelField = Field(description="the teacher's model")  # type: ignore[valid-type]
-    train: Arm | None = Field(None, description="how it is trained; nothing when its weights are loaded")
+    train: Arm | None = Field(
+        None, description="how it is trained; nothing when its weights are loaded"
+    )
 
 
 class StudentSection(Section):
@@ -81,7 +85,11 @@ class DataSection(_DataFields):  # type: ignore[misc]
 
 
 def read_stage(
-    value: Mapping[str, Any], defaults: Defaults, *, name: str, methods: Sequence[Component] | None = None
+    value: Mapping[str, Any],
+    defaults: Defaults,
+    *,
+    name: str,
+    methods: Sequence[Component] | None = None,
 ) -> StageSection:
     """Return a complete stage.
 
@@ -117,7 +125,11 @@ def read_stage(
 
 
 def read_arm(
-    value: Any, defaults: Defaults, *, name: str = "distil", methods: Sequence[Component] | None = None
+    value: Any,
+    defaults: Defaults,
+    *,
+    name: str = "distil",
+    methods: Sequence[Component] | None = None,
 ) -> Arm:
     """Return an arm from a list of methods, a stage, or `{stages: [...]}`.
 
@@ -130,7 +142,9 @@ def read_arm(
     if isinstance(value, Arm):
         return value
     if isinstance(value, list | tuple):
-        read = gather("methods", [((i,), lambda item=item: METHOD.read(item)) for i, item in enumerate(value)])
+        read = gather(
+            "methods", [((i,), lambda item=item: METHOD.read(item)) for i, item in enumerate(value)]
+        )
         return Arm(stages=[read_stage({"methods": read}, defaults, name=name)])
     if not isinstance(value, Mapping):
         raise problem(
@@ -152,7 +166,10 @@ def read_arm(
         called = name if len(items) == 1 else f"{name}-{number + 1}"
         return read_stage(item, defaults, name=called, methods=methods)
 
-    stages = gather("stages", [(("stages", i), lambda i=i, item=item: one(i, item)) for i, item in enumerate(items)])
+    stages = gather(
+        "stages",
+        [(("stages", i), lambda i=i, item=item: one(i, item)) for i, item in enumerate(items)],
+    )
     names = [stage.name for stage in stages]
     twice = [stage for stage in names if names.count(stage) > 1]
     if twice:
@@ -167,7 +184,9 @@ def read_arms(value: Any, defaults: Defaults) -> dict[str, Arm]:
 
     def one(name: Any, item: Any) -> Arm:
         if name == TEACHER:
-            raise problem("an arm cannot be called 'teacher', the name of the teacher's own results")
+            raise problem(
+                "an arm cannot be called 'teacher', the name of the teacher's own results"
+            )
         check_name(name)
         return read_arm(item, defaults)
 
@@ -189,11 +208,15 @@ def read_teacher(value: Any, defaults: Defaults) -> TeacherSection | None:
     def train() -> Arm | None:
         if training is None:
             return None
-        return read_arm(training, defaults, name=TEACHER, methods=[METHOD.from_object(Supervised())])
+        return read_arm(
+            training, defaults, name=TEACHER, methods=[METHOD.from_object(Supervised())]
+        )
 
     teacher, arm = gather("teacher", [((), rest), (("train",), train)])
     if arm is not None and arm.needs_teacher:
-        raise problem_at(("train",), "the teacher itself has no teacher; train it with `supervised`", training)
+        raise problem_at(
+            ("train",), "the teacher itself has no teacher; train it with `supervised`", training
+        )
     completed: TeacherSection = teacher.model_copy(update={"train": arm})
     return completed
 
@@ -206,7 +229,9 @@ def is_section(value: Any, key: str) -> bool:
 def check_name(name: Any) -> None:
     """Refuse a name that cannot be a folder."""
     if not isinstance(name, str) or not name or name[0] in ".-" or not set(name) <= _SAFE:
-        raise problem(f"'{name}' becomes the name of a folder; use letters, digits, '-', '_' and '.'")
+        raise problem(
+            f"'{name}' becomes the name of a folder; use letters, digits, '-', '_' and '.'"
+        )
 
 
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")

@@ -32,7 +32,9 @@ for _tag, _pattern, _first in [
     ),
     ("merge", r"<<", ["<"]),
 ]:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
+    )
 
 
 def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
@@ -102,7 +104,9 @@ def _walk(
     if id(node) in above:
         raise RecipeError(f"{where} contains itself through an alias.")
     if len(lines) > _MOST_VALUES:
-        raise RecipeError(f"{title} expands to more than {_MOST_VALUES} values through its aliases.")
+        raise RecipeError(
+            f"{title} expands to more than {_MOST_VALUES} values through its aliases."
+        )
     lines[place] = line
     inside = above | {id(node)}
     if isinstance(node, yaml.SequenceNode):
@@ -113,7 +117,9 @@ def _walk(
         for key, item in node.value:
             name, at = key.value, key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
-                raise RecipeError(f"{title}, line {at}: a key must be a word, not a list or a mapping.")
+                raise RecipeError(
+                    f"{title}, line {at}: a key must be a word, not a list or a mapping."
+                )
             if name in seen:
                 raise RecipeError(
                     f"{title}, line {at}: '{dotted((*place, name))}' is given twice; it stands in line {seen[name]} already."

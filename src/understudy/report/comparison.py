@@ -8,7 +8,7 @@ from pathlib import Path
 
 from understudy.errors import RunDirectoryError
 from understudy.report import checks, figures, formatting
-from understudy.report.figures import Entry
+from understudy.report.figures import Entry, Figure
 from understudy.report.formatting import COST, QUALITY, TRAINING
 from understudy.report.page import lines_of, render, write_page
 from understudy.report.provenance import flattened
@@ -16,8 +16,6 @@ from understudy.report.reading import read_run
 from understudy.report.run import TEACHER, RunData
 from understudy.report.statistics import Pair, Row, by_seed, compare_values, summarise
 from understudy.report.table import text_lines
-
-SYMBOLS = ("circle", "square", "triangle-up", "cross", "pentagon", "hexagon")
 
 
 @dataclass(frozen=True)
@@ -91,18 +89,15 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
 def write_comparison(comparison: Comparison, output: str | Path) -> Path:
     """Write a comparison as one self-contained HTML file and return where."""
     entries = _entries(comparison)
-    drawn = [
-        *[
-            figures.accuracy_by_seed(entries),
-            figures.differences(entries),
-            figures.trade_off(entries),
-        ],
-        *figures.learning_curves(entries),
-    ]
-    found = [figure for figure in drawn if figure]
+    drawn: dict[str, Sequence[Figure | None]] = {
+        "results": [figures.accuracy_by_seed(entries), figures.differences(entries)],
+        "cost": [figures.trade_off(entries)],
+        "learning": figures.learning_curves(entries),
+    }
+    groups = {name: [figure for figure in group if figure] for name, group in drawn.items()}
     page = render(
         "comparison.html.j2",
-        found,
+        [figure for group in groups.values() for figure in group],
         {
             "rows": comparison.rows,
             "pairs": comparison.pairs,
@@ -119,7 +114,7 @@ def write_comparison(comparison: Comparison, output: str | Path) -> Path:
         cost_columns=COST,
         budget=lines_of(entries, TRAINING),
         budget_columns=TRAINING,
-        drawn=found,
+        **groups,
     )
     return write_page(page, Path(output))
 
@@ -133,8 +128,7 @@ def _entries(comparison: Comparison) -> list[Entry]:
     students = 0
     for index, (name, run) in enumerate(_named(comparison)):
         rows = [compared.row for compared in comparison.rows if compared.run == name]
-        symbol = SYMBOLS[index % len(SYMBOLS)]
-        entries += figures.entries_of(run, rows, f"{name} / ", students, symbol)
+        entries += figures.entries_of(run, rows, f"{name} / ", students, index)
         students += sum(row.role == "student" for row in rows)
     return entries
 

@@ -69,7 +69,7 @@ def render_report(run: RunData) -> str:
         missing=", ".join(map(provenance.member_name, run.missing)),
         cards=narrative.cards(run, rows),
         colours=_card_colours(entries, head.arm),
-        quality=lines_of(done, QUALITY),
+        quality=lines_of(done, QUALITY, mark_best=True),
         quality_columns=QUALITY,
         has_difference=any(row.difference is not None for row in rows),
         pairs=pairs,
@@ -91,7 +91,7 @@ def render_report(run: RunData) -> str:
 def _all_rows(run: RunData, rows: Sequence[Row]) -> list[Row]:
     """Return the rows, and empty ones for arms that train but have no result yet, so that colours stay."""
     known = {row.arm: row for row in rows}
-    seen = dict.fromkeys(line.arm for line in (*run.steps, *run.epochs))
+    seen = dict.fromkeys([*(line.arm for line in run.steps), *(line.arm for line in run.epochs)])
     order = dict.fromkeys([*[TEACHER] * (TEACHER in seen or TEACHER in known), *run.arms, *seen])
     return [known.get(arm) or Row(arm, role_of(arm), (), {}) for arm in order]
 

@@ -48,7 +48,8 @@ def headline(run: RunData, rows: Sequence[Row]) -> Headline:
         return Headline(
             None, "No student has a result yet.", f"{done} of {whole} results are in.", "waiting"
         )
-    parts = [f"{row.arm} student: {percent(accuracy)}"]
+    so_far = "So far, " if run.missing else ""
+    parts = [f"{so_far}{row.arm} student: {percent(accuracy)}"]
     baseline = by_arm.get(BASELINE)
     if baseline is not None and row.difference is not None:
         parts[0] += (
@@ -122,36 +123,26 @@ def compression(teacher: Row | None, student: Row) -> str:
 def cards(run: RunData, rows: Sequence[Row]) -> list[Card]:
     """Return the numbers that are shown in large type."""
     by_arm = {row.arm: row for row in rows}
-    teacher, baseline, student = (
-        by_arm.get(TEACHER),
-        by_arm.get(BASELINE),
-        chosen_student(run, rows),
-    )
+    teacher, baseline = by_arm.get(TEACHER), by_arm.get(BASELINE)
+    student = chosen_student(run, rows)
     found = [
         Card(title, percent(row.values["accuracy"]), _measured(row), row.role)
         for title, row in (
             ("Teacher", teacher),
-            ("Student without a teacher", baseline),
-            (f"Student, {student.arm}" if student else "", student),
+            ("Baseline", baseline),
+            (f"{student.arm} student" if student else "", student),
         )
         if row is not None and "accuracy" in row.values
     ]
     if student is None:
         return found
     if student.difference is not None:
-        found.append(
-            Card(
-                "Gain from the teacher",
-                f"{formatting.points(student.difference)} points",
-                _evidence(student),
-            )
-        )
+        gain = f"{formatting.points(student.difference)} points"
+        found.append(Card("Gain", gain, _evidence(student)))
     closed = _gap_closed(teacher, baseline, student)
     if closed is not None:
-        found.append(Card("Gap to the teacher closed", f"{closed:.0%}", "of baseline to teacher"))
-    if teacher is not None:
-        found += _savings(teacher, student)
-    return found
+        found.append(Card("Gap closed", f"{closed * 100:.0f} %", "baseline to teacher"))
+    return found + (_savings(teacher, student) if teacher is not None else [])
 
 
 def percent(found: Spread) -> str:
@@ -168,7 +159,10 @@ def _evidence(row: Row) -> str:
 
 def _measured(row: Row) -> str:
     n = row.values["accuracy"].n
-    return f"test accuracy, {n} seeds" if n > 1 else "test accuracy"
+    seeds = f"{n} seeds" if n > 1 else "1 seed"
+    if row.role == "baseline":
+        return f"no teacher, {seeds}"
+    return seeds if row.role == "student" else "test accuracy"
 
 
 def _gap_closed(teacher: Row | None, baseline: Row | None, student: Row) -> float | None:
@@ -183,22 +177,20 @@ def _gap_closed(teacher: Row | None, baseline: Row | None, student: Row) -> floa
 
 def _savings(teacher: Row, student: Row) -> list[Card]:
     found = []
-    for key, title, word in (
-        ("parameters", "Size", "fewer parameters"),
-        ("latency_ms.1", "Speed", "faster"),
+    for key, less, more in (
+        ("parameters", "Fewer parameters", "More parameters"),
+        ("latency_ms.1", "Faster, batch 1", "Slower, batch 1"),
     ):
         large, small = teacher.mean(key), student.mean(key)
         if not large or not small:
             continue
-        if key == "parameters":
-            detail = f"{formatting.count(large)} → {formatting.count(small)}"
-        else:
-            detail = f"{large:.2f} ms → {small:.2f} ms, batch 1"
-        if large >= small:
-            found.append(Card(title, f"{formatting.ratio(large, small)} {word}", detail))
-        else:
-            opposite = {"fewer parameters": "more parameters", "faster": "slower"}[word]
-            found.append(Card(title, f"{formatting.ratio(small, large)} {opposite}", detail))
+        detail = (
+            f"{formatting.count(large)} → {formatting.count(small)}"
+            if key == "parameters"
+            else f"{large:.2f} → {small:.2f} ms"
+        )
+        title = less if large >= small else more
+        found.append(Card(title, formatting.ratio(max(large, small), min(large, small)), detail))
     return found
 
 

@@ -35,18 +35,26 @@ class Line:
     """One line of a table."""
 
     label: str
+    run: str
+    standing: str
+    model: str
     role: Role
     colour: str
     row: Row
     cells: tuple[Cell, ...]
 
 
-def lines_of(entries: Sequence[Entry], columns: Sequence[Column]) -> list[Line]:
-    """Return the lines of a table; the best mean of each column among baseline and students is marked."""
-    best = {column.key: _best(entries, column) for column in columns}
+def lines_of(
+    entries: Sequence[Entry], columns: Sequence[Column], mark_best: bool = False
+) -> list[Line]:
+    """Return the lines of a table; `mark_best` marks the best of baseline and students in each column."""
+    best = {column.key: _best(entries, column) if mark_best else None for column in columns}
     return [
         Line(
             entry.label,
+            entry.label.removesuffix(entry.row.arm).removesuffix(" / "),
+            entry.standing,
+            entry.model,
             entry.row.role,
             entry.colour,
             entry.row,

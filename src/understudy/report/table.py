@@ -56,7 +56,9 @@ def rich_table(rows: Sequence[tuple[str, Row]], columns: Sequence[Column], title
     from rich.table import Table
 
     styles = {"teacher": "magenta", "baseline": "yellow", "student": "cyan"}
-    shown = Table(title=escape(title) or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    shown = Table(
+        title=escape(title) or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
+    )
     heading, *lines = cells_of(rows, columns)
     for index, text in enumerate(heading):
         shown.add_column(escape(text), justify="left" if index < 2 else "right", no_wrap=True)

@@ -44,9 +44,9 @@ def train(
         run.optimizer.zero_grad(set_to_none=True)
         terms: dict[str, torch.Tensor] = {}
         for part, shares, context in run.plan_parts(parts):
-            with context, run.precision.context():
-                loss, found = run.ddp(part, run.progress, shares)
             with context:
+                with run.precision.context():
+                    loss, found = run.ddp(part, run.progress, shares)
                 loss.backward()
             for name, value in {**found, "loss": loss.detach()}.items():
                 terms[name] = terms[name] + value if name in terms else value

@@ -199,8 +199,7 @@ class _Run:
         seed = self.experiment.settings.seeds[0]
         member = self._member(TEACHER, seed)
         if self._finished(TEACHER, seed):
-            loaded = saved.load(self.directory.teacher)
-            teacher.module.load_state_dict(loaded.module.state_dict())
+            saved.load(self.directory.teacher, module=teacher.module)
         else:
             stages = self.experiment.teacher.stages if self.experiment.teacher else ()
             if stages:

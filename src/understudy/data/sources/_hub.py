@@ -99,8 +99,8 @@ class ParquetFolder:
         except Exception as error:
             # A full disk, damaged rows: `datasets` has errors of its own for them.
             raise DataError(
-                f"{self.what} is larger than memory_limit_mb and could not be written to the cache of `datasets`: {error}. "
-                "Make room there (HF_HOME says where it is), or raise memory_limit_mb."
+                f"{self.what} is larger than memory_limit_mb and could not be written to the cache of `datasets`: "
+                f"{error}. Make room there (HF_HOME says where it is), or raise memory_limit_mb."
             ) from error
 
 

@@ -132,7 +132,7 @@ class _Mapped:
         return len(self.dataset)
 
     def read(self, position: int) -> bytes:
-        return _file_bytes(self.dataset[position].column(self.column)[0].as_py())
+        return _file_bytes(self.dataset.data.column(self.column)[position].as_py())
 
     def name(self, position: int) -> str:
         for split, count in self.counts.items():
@@ -174,7 +174,7 @@ def _encoded(
     head = tables.head(first, column).to_pylist()
     peek = _Rows(head, [(first, row) for row in range(len(head))])
     if decoded_bytes(peek, sum(counts.values()), size, channels) > memory_limit_mb * 2**20:
-        dataset = tables.mapped(list(counts)).select_columns([column]).with_format("arrow")
+        dataset = tables.mapped(list(counts)).select_columns([column])
         return _Mapped(dataset, column, counts)
     cells: list[Any] = []
     for split in counts:

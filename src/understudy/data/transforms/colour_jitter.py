@@ -28,6 +28,12 @@ class ColourJitter(Transform):
     uniform in [max(0, 1 - s), 1 + s], as in torchvision; of the hue, a turn uniform in [-s, s] of
     the colour circle. Images are taken as 8-bit ones: float images are rounded to 256 levels and
     given back as floats. Changing the hue needs kornia (`pip install understudy[vision]`).
+
+    Args:
+        brightness: strength of the change of brightness.
+        contrast: strength of the change of contrast.
+        saturation: strength of the change of saturation.
+        hue: largest turn of the hue, 0.5 at most.
     """
 
     def __init__(
@@ -38,14 +44,7 @@ class ColourJitter(Transform):
         saturation: float = 0.4,
         hue: float = 0.0,
     ) -> None:
-        """Choose the strengths; 0 leaves a property alone.
-
-        Args:
-            brightness: strength of the change of brightness.
-            contrast: strength of the change of contrast.
-            saturation: strength of the change of saturation.
-            hue: largest turn of the hue, 0.5 at most.
-        """
+        """Choose the strengths; 0 leaves a property alone."""
         for keyword, strength in (
             ("brightness", brightness),
             ("contrast", contrast),

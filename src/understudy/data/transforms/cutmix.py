@@ -18,15 +18,14 @@ class Cutmix(Mixing):
     Features", ICCV 2019, equations 1 and 2: a share drawn from Beta(alpha, alpha) sets the
     rectangle's area, its middle is uniform in the image, and what reaches beyond the edge is cut
     off. The label's share is the area that is really kept.
+
+    Args:
+        alpha: parameter of the Beta distribution.
+        probability: share of samples that are mixed.
     """
 
     def __init__(self, *, alpha: float = 1.0, probability: float = 1.0) -> None:
-        """Choose the strength.
-
-        Args:
-            alpha: parameter of the Beta distribution.
-            probability: share of samples that are mixed.
-        """
+        """Choose the strength."""
         within(self.name, "alpha", alpha, 1e-3)
         within(self.name, "probability", probability, 0, 1)
         self.alpha = alpha

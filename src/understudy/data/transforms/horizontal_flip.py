@@ -11,14 +11,14 @@ from understudy.data.views import Transform, transforms
 
 @transforms.register("horizontal_flip")
 class HorizontalFlip(Transform):
-    """Mirror an image left to right with a given probability."""
+    """Mirror an image left to right with a given probability.
+
+    Args:
+        probability: share of images that are mirrored.
+    """
 
     def __init__(self, *, probability: float = 0.5) -> None:
-        """Choose the probability.
-
-        Args:
-            probability: share of images that are mirrored.
-        """
+        """Choose the probability."""
         within(self.name, "probability", probability, 0, 1)
         self.probability = probability
 

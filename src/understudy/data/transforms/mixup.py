@@ -18,16 +18,15 @@ class Mixup(Mixing):
     share * own + (1 - share) * partner: Zhang et al., "mixup: Beyond Empirical Risk Minimization",
     ICLR 2018, equation 1. The share is drawn from Beta(alpha, alpha) for each sample, the partner
     from the whole split.
+
+    Args:
+        alpha: parameter of the Beta distribution; 1 makes every share equally likely, small
+            values make most shares close to 0 or 1.
+        probability: share of samples that are mixed.
     """
 
     def __init__(self, *, alpha: float = 0.2, probability: float = 1.0) -> None:
-        """Choose the strength.
-
-        Args:
-            alpha: parameter of the Beta distribution; 1 makes every share equally likely, small
-                values make most shares close to 0 or 1.
-            probability: share of samples that are mixed.
-        """
+        """Choose the strength."""
         within(self.name, "alpha", alpha, 1e-3)
         within(self.name, "probability", probability, 0, 1)
         self.alpha = alpha

@@ -17,6 +17,12 @@ class MixupOrCutmix(Mixing):
 
     What timm does with both alphas set and `mode="elem"` (Wightman et al., "ResNet strikes back",
     2021).
+
+    Args:
+        mixup_alpha: parameter of MixUp's Beta distribution.
+        cutmix_alpha: parameter of CutMix's Beta distribution.
+        switch: share of mixed samples that get CutMix.
+        probability: share of samples that are mixed at all.
     """
 
     def __init__(
@@ -27,14 +33,7 @@ class MixupOrCutmix(Mixing):
         switch: float = 0.5,
         probability: float = 1.0,
     ) -> None:
-        """Choose the strengths.
-
-        Args:
-            mixup_alpha: parameter of MixUp's Beta distribution.
-            cutmix_alpha: parameter of CutMix's Beta distribution.
-            switch: share of mixed samples that get CutMix.
-            probability: share of samples that are mixed at all.
-        """
+        """Choose the strengths."""
         within(self.name, "mixup_alpha", mixup_alpha, 1e-3)
         within(self.name, "cutmix_alpha", cutmix_alpha, 1e-3)
         within(self.name, "switch", switch, 0, 1)

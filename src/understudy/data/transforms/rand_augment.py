@@ -29,16 +29,15 @@ class RandAugment(Transform):
     degrees, colour factors 1 +- 0.9, posterize down to 4 bits, solarize down to threshold 0;
     nearest neighbour, black outside; signs are random. Images are taken as 8-bit ones: float images
     are rounded to 256 levels and given back as floats.
+
+    Args:
+        operations: how many operations each image gets.
+        magnitude: strength, from 0 to bins - 1.
+        bins: how many strengths there are.
     """
 
     def __init__(self, *, operations: int = 2, magnitude: int = 9, bins: int = 31) -> None:
-        """Choose the strength.
-
-        Args:
-            operations: how many operations each image gets.
-            magnitude: strength, from 0 to bins - 1.
-            bins: how many strengths there are.
-        """
+        """Choose the strength."""
         within(self.name, "operations", operations, 0)
         within(self.name, "bins", bins, 2)
         within(self.name, "magnitude", magnitude, 0, bins - 1)

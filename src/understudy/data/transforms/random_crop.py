@@ -19,6 +19,11 @@ class RandomCrop(Transform):
 
     The usual augmentation of CIFAR (He et al., "Deep Residual Learning for Image Recognition", CVPR
     2016, section 4.2).
+
+    Args:
+        padding: pixels added on each side.
+        mode: what they hold: zeros, or the image mirrored at its edge.
+        size: side of the window in pixels; None for the image's own height and width.
     """
 
     def __init__(
@@ -28,13 +33,7 @@ class RandomCrop(Transform):
         mode: Literal["zeros", "reflect"] = "zeros",
         size: int | None = None,
     ) -> None:
-        """Choose the crop.
-
-        Args:
-            padding: pixels added on each side.
-            mode: what they hold: zeros, or the image mirrored at its edge.
-            size: side of the window in pixels; None for the image's own height and width.
-        """
+        """Choose the crop."""
         within(self.name, "padding", padding, 0)
         if mode not in ("zeros", "reflect"):
             raise UnderstudyError(f"{self.name}: mode must be 'zeros' or 'reflect', not '{mode}'.")

@@ -22,6 +22,12 @@ class RandomErasing(Transform):
     Zhong et al., "Random Erasing Data Augmentation", AAAI 2020, algorithm 1: of ten rectangles
     drawn the first that fits into the image is taken, else the image stays. It works before
     normalisation, so a `value` of 0 is black.
+
+    Args:
+        probability: share of images that are changed.
+        scale: smallest and largest share of the image's area.
+        ratio: smallest and largest height / width; its logarithm is uniform.
+        value: what is painted, from 0 (black) to 1 (white).
     """
 
     def __init__(
@@ -32,14 +38,7 @@ class RandomErasing(Transform):
         ratio: tuple[float, float] = (0.3, 3.3),
         value: float = 0.0,
     ) -> None:
-        """Choose the rectangle.
-
-        Args:
-            probability: share of images that are changed.
-            scale: smallest and largest share of the image's area.
-            ratio: smallest and largest height / width; its logarithm is uniform.
-            value: what is painted, from 0 (black) to 1 (white).
-        """
+        """Choose the rectangle."""
         within(self.name, "probability", probability, 0, 1)
         interval(self.name, "scale", scale, 0)
         interval(self.name, "ratio", ratio, 0)

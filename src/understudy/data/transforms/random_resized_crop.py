@@ -22,6 +22,11 @@ class RandomResizedCrop(Transform):
     Convolutions", CVPR 2015), with torchvision's
     rule: of ten windows drawn the first that fits is taken, else the largest central one of an
         allowed ratio.
+
+    Args:
+        size: side of the result in pixels.
+        scale: smallest and largest share of the image's area.
+        ratio: smallest and largest width / height; its logarithm is uniform.
     """
 
     def __init__(
@@ -31,13 +36,7 @@ class RandomResizedCrop(Transform):
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ) -> None:
-        """Choose the crop.
-
-        Args:
-            size: side of the result in pixels.
-            scale: smallest and largest share of the image's area.
-            ratio: smallest and largest width / height; its logarithm is uniform.
-        """
+        """Choose the crop."""
         within(self.name, "size", size, 1)
         interval(self.name, "scale", scale, 0)
         interval(self.name, "ratio", ratio, 0)

@@ -55,7 +55,10 @@ class ExportedProgram(nn.Module):
 
 @builders.register("export")
 class ExportBuilder:
-    """`export:FILE.pt2` or a folder with `model.pt2`; the `config.json` beside it, if any, brings preprocessing and class names."""
+    """`export:FILE.pt2`, or a folder with `model.pt2`.
+
+    The `config.json` that understudy writes beside it, if it is there, brings preprocessing and class names.
+    """
 
     def names(self) -> list[str]:
         """Return nothing: any file may stand there."""

@@ -76,11 +76,11 @@ def _model_types(kind: str) -> list[str]:
     require("transformers", "text")
     from transformers.models.auto import modeling_auto
 
-    tables = {
+    tables: dict[str, Any] = {
         "text": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         "image": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     }
-    return list(tables[kind])
+    return [str(name) for name in tables[kind]]
 
 
 def _auto_class(kind: str) -> Any:
@@ -114,7 +114,8 @@ def _from_scratch(request: Request, dtype: torch.dtype) -> Model:
         tokenizer = _tokenizer(request, None)
         if "vocab_size" in given and given["vocab_size"] < len(tokenizer):
             raise ModelError(
-                f"'{request.full_name}' has vocab_size {given['vocab_size']}, its tokenizer has {len(tokenizer)} entries."
+                f"'{request.full_name}' has vocab_size {given['vocab_size']}, "
+                f"its tokenizer has {len(tokenizer)} entries."
             )
         given.setdefault("vocab_size", len(tokenizer))
         for special in _SPECIAL:
@@ -195,13 +196,14 @@ def _new_head(request: Request, module: Any, loaded: Any) -> str:
     ]
     if body:
         raise ModelError(
-            f"'{request.full_name}' lacks weights for {len(body)} tensors of {type(module).__name__} ({', '.join(body[:5])})."
+            f"'{request.full_name}' lacks weights for {len(body)} tensors of {type(module).__name__} "
+            f"({', '.join(body[:5])})."
         )
     if mismatched and not request.keywords.get("drop_head"):
         name, theirs, mine = mismatched[-1]
         raise ModelError(
-            f"The classifier of '{request.full_name}' ('{name.rpartition('.')[0]}') has {theirs[0]} classes, the task has "
-            f"{mine[0]}. If it is to be learnt anew, give `drop_head: true`."
+            f"The classifier of '{request.full_name}' ('{name.rpartition('.')[0]}') has {theirs[0]} classes, "
+            f"the task has {mine[0]}. If it is to be learnt anew, give `drop_head: true`."
         )
     if mismatched:
         _, theirs, mine = mismatched[-1]
@@ -224,7 +226,8 @@ def _tokenizer(request: Request, place: str | None) -> Any:
                 raise unknown_name("setting of tokenizer training", name, ("size", "kind"))
         if request.texts is None:
             raise ModelError(
-                f"'{request.full_name}' needs a tokenizer: name its folder as `tokenizer`, or give texts to train one on."
+                f"'{request.full_name}' needs a tokenizer: name its folder as `tokenizer`, "
+                "or give texts to train one on."
             )
         return train_tokenizer(list(flat_texts(request.texts())), **settings)
     tokenizer = wanted if callable(wanted) else load_tokenizer(wanted)
@@ -240,7 +243,7 @@ def _check_tokenizer(request: Request, module: Any, tokenizer: Any) -> None:
             raise ModelError(
                 f"The tokenizer of '{request.full_name}' has neither padding nor end token."
             )
-        # Models that were trained without padding: any token will do where the mask hides it, and this is the usual choice.
+        # The model was trained without padding. Any token will do where the mask hides it; this is the usual choice.
         tokenizer.pad_token = tokenizer.eos_token
     embeddings = module.get_input_embeddings().num_embeddings
     if len(tokenizer) > embeddings:

@@ -29,7 +29,7 @@ _RESERVED = {
 
 @builders.register("timm")
 class TimmBuilder:
-    """`timm:resnet18`, `timm:vit_tiny_patch16_224.augreg_in21k`, `timm:hf-hub:...`; keywords as in `timm.create_model`."""
+    """`timm:resnet18`, `timm:resnet18.a1_in1k`, `timm:hf-hub:...`; keywords as in `timm.create_model`."""
 
     def names(self) -> list[str]:
         """Return the names of timm's architectures, without pretrained tags."""
@@ -44,7 +44,8 @@ class TimmBuilder:
         pretrained = bool(keywords.pop("pretrained", False)) or request.weights == "pretrained"
         if pretrained and request.weights not in (None, "pretrained"):
             raise ModelError(
-                f"'{request.full_name}' was asked for timm's pretrained weights and for those in {request.weights}; choose one."
+                f"'{request.full_name}' was asked for timm's pretrained weights and for those in {request.weights}; "
+                "choose one."
             )
         _check_name(timm, request.name)
         channels = request.image_channels()
@@ -52,16 +53,17 @@ class TimmBuilder:
         keywords.setdefault("in_chans", 3 if pretrained and channels == 1 else channels)
         module = self._create(timm, request, keywords, pretrained)
         preprocess = _preprocess(timm, module, request, keywords, pretrained)
-        if pretrained:
-            weights = _describe_pretrained(module, request.classes)
-        else:
-            weights = load_file(module, request, drop_head)
+        weights = (
+            _describe_pretrained(module, request.classes)
+            if pretrained
+            else load_file(module, request, drop_head)
+        )
         config = request.rebuilt_by(preprocess, **keywords)
         return Model(module, preprocess, request.full_name, config, weights, request.class_names)
 
     def _create(
         self, timm: Any, request: Request, keywords: dict[str, Any], pretrained: bool
-    ) -> torch.nn.Module:
+    ) -> Any:
         def valid() -> Iterable[str]:
             # Only the constructor's signature is wanted; on the meta device it costs no memory.
             with torch.device("meta"):
@@ -87,8 +89,8 @@ class TimmBuilder:
                     f"'{request.full_name}' cannot be built: {first_line(error)}"
                 ) from error
             raise ModelError(
-                f"The pretrained weights of '{request.full_name}' are neither in the local cache nor could they be fetched "
-                f"({first_line(error)}). Without a network, give a file as `weights`."
+                f"The pretrained weights of '{request.full_name}' are neither in the local cache nor could they be "
+                f"fetched ({first_line(error)}). Without a network, give a file as `weights`."
             ) from error
 
 

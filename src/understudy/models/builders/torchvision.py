@@ -30,7 +30,7 @@ _RESERVED = {
 
 @builders.register("torchvision")
 class TorchvisionBuilder:
-    """`torchvision:resnet18`; keywords as in torchvision, `weights` a name such as DEFAULT or IMAGENET1K_V1, or a file."""
+    """`torchvision:resnet18`; keywords as in torchvision, `weights` a name such as DEFAULT, or a file."""
 
     def names(self) -> list[str]:
         """Return the names of torchvision's classification models."""

@@ -32,11 +32,15 @@ class Entry:
     dash: str = "solid"
 
     @property
-    def note(self) -> str:
-        """Return role and model, the words under the arm's name in a table."""
-        model = self.run.models.get("teacher" if self.row.role == "teacher" else "student")
-        role = "student, no teacher" if self.row.role == "baseline" else self.row.role
-        return f"{role} · {model.name}" if model is not None else role
+    def standing(self) -> str:
+        """Return what the arm is, in words."""
+        return "student, no teacher" if self.row.role == "baseline" else self.row.role
+
+    @property
+    def model(self) -> str:
+        """Return the name of the arm's network, "" when the run does not say."""
+        known = self.run.models.get("teacher" if self.row.role == "teacher" else "student")
+        return known.name if known is not None else ""
 
     @property
     def results(self) -> list[Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,10 @@ def class_changes(entries: Sequence[Entry], classes: Sequence[str]) -> Figure | 
             indices,
             key=lambda index: -max(abs(change.get(index, 0.0)) for change in changes.values()),
         )
-        caption += f" Shown are the {MOST_CLASSES} of {len(indices)} classes that changed most; the table below has all."
+        caption += (
+            f" Shown are the {MOST_CLASSES} of {len(indices)} classes that changed most; "
+            "the table below has all."
+        )
         indices = sorted(largest[:MOST_CLASSES])
     names = [
         plain_text(classes[index]) if index < len(classes) else str(index) for index in indices
@@ -44,9 +48,16 @@ def class_changes(entries: Sequence[Entry], classes: Sequence[str]) -> Figure | 
     layout = layout_with("", "Change, points", height=340)
     layout["xaxis"].update(type="category", automargin=True, showgrid=False)
     layout["yaxis"].update(zeroline=True, zerolinewidth=2)
+    # Long names are cut under the axis only; hovering shows them whole.
+    short = [name if len(name) <= 14 else f"{name[:13]}…" for name in map(html.unescape, names)]
+    layout["xaxis"].update(tickmode="array", tickvals=names, ticktext=[*map(plain_text, short)])
+    if max(map(len, short)) * len(short) > 100:
+        layout["xaxis"]["tickangle"] = -45
     layout["barmode"] = "group"
     layout["bargap"] = 0.25
-    return Figure("class-changes", "Class by class", caption, traces, layout, wide=True)
+    return Figure(
+        "class-changes", "Change against the baseline", caption, traces, layout, wide=True
+    )
 
 
 def class_change(entry: Entry) -> dict[int, float]:

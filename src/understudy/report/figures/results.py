@@ -66,9 +66,9 @@ def accuracy_by_seed(entries: Sequence[Entry]) -> Figure | None:
             )
     if not traces:
         return None
-    layout = layout_with("Test accuracy, %", "", height=110 + 46 * len(entries))
+    layout = layout_with("Test accuracy, %", "", height=_height(entries))
     layout["showlegend"] = False
-    layout["yaxis"].update(type="category", autorange="reversed", automargin=True)
+    layout["yaxis"].update(_one_line_each(len({trace["y"][0] for trace in traces})))
     return Figure(
         "accuracy-by-seed",
         "Accuracy, seed by seed",
@@ -122,12 +122,10 @@ def differences(entries: Sequence[Entry]) -> Figure | None:
         traces.append(mean)
     if not traces:
         return None
-    layout = layout_with(
-        "Difference to the baseline, points", "", height=110 + 46 * len(traces) // 2
-    )
+    layout = layout_with("Difference to the baseline, points", "", height=_height(entries))
     layout["showlegend"] = False
     layout["xaxis"].update(zeroline=True, zerolinewidth=2, rangemode="tozero")
-    layout["yaxis"].update(type="category", autorange="reversed", automargin=True)
+    layout["yaxis"].update(_one_line_each(len(traces) // 2))
     return Figure(
         "differences",
         "What the teacher adds",
@@ -187,3 +185,13 @@ def trade_off(entries: Sequence[Entry]) -> Figure | None:
     return Figure(
         "trade-off", "Size, speed and accuracy", caption, traces, layout, choices, wide=False
     )
+
+
+def _height(entries: Sequence[Entry]) -> int:
+    """Return pixels for one line an arm; the same for figures that stand side by side."""
+    return 90 + 44 * len(entries)
+
+
+def _one_line_each(count: int) -> dict[str, Any]:
+    """Return the axis that lists `count` arms from top to bottom, evenly spaced."""
+    return {"type": "category", "range": [count - 0.5, -0.5]}

@@ -45,6 +45,7 @@ def loss_terms(entries: Sequence[Entry]) -> list[Figure]:
             )
         layout = layout_with("Optimiser steps", "Loss term, unweighted", height=300)
         layout["hovermode"] = "x"
+        layout["xaxis"]["rangemode"] = layout["yaxis"]["rangemode"] = "tozero"
         starts = stage_starts(entry.run, entry.row.arm)
         layout["shapes"] = [
             {

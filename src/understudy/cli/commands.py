@@ -1,0 +1,168 @@
+"""The verbs. Each imports what it needs when it is called, so that `understudy --help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from understudy.cli.outcome import ended
+
+FORMATS = ("safetensors", "hf", "onnx", "torch-export")
+_FOLDER = click.Path(path_type=Path)
+_OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="understudy", message="%(version)s")
+def cli() -> None:
+    """Distil a large model into a small one, and show how well it stands in.
+
+    Begin with `understudy demo`.
+    """
+
+
+@cli.command()
+@_OVERRIDES
+@click.option("--fresh", is_flag=True, help="Delete runs/demo first and run it again.")
+def demo(overrides: tuple[str, ...], fresh: bool) -> None:
+    """Train a teacher and students on handwritten digits; write runs/demo/report.html.
+
+    Nothing is downloaded: the digits ship inside scikit-learn.
+    """
+    from understudy.cli.running import run_demo
+
+    run_demo(overrides, fresh=fresh)
+
+
+@cli.command()
+@click.argument("recipe")
+@_OVERRIDES
+@click.option("--brief", is_flag=True, help="Leave out the table of all tappable modules.")
+def plan(recipe: str, overrides: tuple[str, ...], brief: bool) -> None:
+    """Run one batch through everything; print taps, shapes, costs and the verdict of each check.
+
+    RECIPE is a YAML file or the name of a packaged recipe.
+    """
+    from understudy.cli.planning import print_plan
+
+    if print_plan(recipe, overrides, modules=not brief):
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("recipe")
+@_OVERRIDES
+@click.option(
+    "-d", "--directory", type=_FOLDER, help="The run directory; runs/NAME when not given."
+)
+def run(recipe: str, overrides: tuple[str, ...], directory: Path | None) -> None:
+    """Train, evaluate and report.
+
+    RECIPE is a YAML file or the name of a packaged recipe. Overrides change it: optimizer.lr=0.1 'seeds=[0,1,2]'
+    arms.kd.0.temperature=2
+    """
+    from understudy.cli.running import run_recipe
+
+    run_recipe(recipe, overrides, directory)
+
+
+@cli.command()
+@click.argument("directory", type=_FOLDER)
+def resume(directory: Path) -> None:
+    """Go on with a run after a crash or a stop, bit for bit."""
+    from understudy.cli.running import resume_run
+
+    resume_run(directory)
+
+
+@cli.command()
+@click.argument("directories", nargs=-1, required=True, type=_FOLDER)
+@click.option("-o", "--output", type=_FOLDER, help="Also write the comparison as an HTML file.")
+def compare(directories: tuple[Path, ...], output: Path | None) -> None:
+    """Compare runs: their arms in one table, arms of the same name paired by seed."""
+    from understudy.report import compare as compare_runs
+    from understudy.report import write_comparison
+
+    comparison = compare_runs(directories)
+    click.echo(comparison.text)
+    if output is not None:
+        click.echo(f"Written to {write_comparison(comparison, output)}")
+
+
+@cli.command()
+@click.argument("directory", type=_FOLDER)
+@click.option(
+    "-o",
+    "--output",
+    type=_FOLDER,
+    help="The file; report.html in the run directory when not given.",
+)
+def report(directory: Path, output: Path | None) -> None:
+    """Write the report of a run, finished or not, as one self-contained HTML file."""
+    from understudy.report import write_report
+
+    click.echo(f"Written to {write_report(directory, output)}")
+
+
+@cli.command()
+@click.argument("directory", type=_FOLDER)
+@click.option("--to", "form", required=True, type=click.Choice(FORMATS), help="The format.")
+@click.option(
+    "--arm", help="Which arm of the run; the first that is not the baseline when not given."
+)
+@click.option("--seed", type=int, help="Which seed; the run's first when not given.")
+@click.option(
+    "-o",
+    "--output",
+    type=_FOLDER,
+    help="The folder; export/FORMAT in the run directory when not given.",
+)
+def export(
+    directory: Path, form: str, arm: str | None, seed: int | None, output: Path | None
+) -> None:
+    """Export a trained student; it is loaded in a fresh process and compared before this succeeds.
+
+    DIRECTORY is a run directory, or the folder of one saved model.
+    """
+    from understudy.cli.exporting import export_student
+
+    export_student(directory, form, arm=arm, seed=seed, output=output)
+
+
+@cli.command()
+@click.argument("name", required=False)
+def methods(name: str | None) -> None:
+    """List the methods, or show the card of one."""
+    from understudy.cli.listing import print_method, print_methods
+
+    if name is None:
+        print_methods()
+    else:
+        print_method(name)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    import json
+
+    from understudy.recipe.schema import schema as recipe_schema
+
+    click.echo(json.dumps(recipe_schema(), indent=2))
+
+
+@cli.command()
+@click.argument("prefix", required=False)
+@click.argument("word", required=False)
+def models(prefix: str | None, word: str | None) -> None:
+    """List model prefixes, or the models of one: `understudy models timm resnet`."""
+    from understudy.cli.listing import print_models
+
+    print_models(prefix, word)
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 the run failed, 2 it was asked for something wrong, 130 stopped."""
+    sys.exit(ended(lambda: cli(standalone_mode=False, prog_name="understudy")))

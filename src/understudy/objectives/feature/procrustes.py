@@ -1,0 +1,93 @@
+"""Orthogonal Procrustes distance with the exact gradient of the nuclear norm."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+from understudy.objectives.card import card
+from understudy.objectives.feature.preprocessing import Preprocessing, geometry_rows
+from understudy.objectives.norms import safe_sqrt
+
+
+@card("vectors", invariances=("scale", "rotation"), widths_differ=True, coupled=True, smallest_batch=2)
+def procrustes(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    *,
+    preprocessing: Preprocessing = "unit",
+    squared: bool = True,
+    weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Squared Procrustes distance min_Q |A - B Q|_F^2 = |A|_F^2 + |B|_F^2 - 2 |A^T B|_* of teacher rows A and student rows B.
+
+    Args:
+        student: [..., D_s]; every vector is a row, n of them.
+        teacher: [..., D_t], the leading dimensions equal; detached.
+        preprocessing: "unit" (rows centred, then the matrix divided by its Frobenius norm), "centred" or "raw".
+        squared: False for the distance instead of its square; at a distance of 0 its gradient is set to 0.
+        weight: weights or mask over the leading dimensions. Padding tokens must be masked, or they dominate.
+
+    Returns:
+        One number; in [0, 2] with "unit". Coupled: Q fits all rows of a batch at once, so a split batch gives another value, and there
+        is no reduction. n should exceed D_s well, or the student can match every batch exactly.
+
+    Q has orthonormal columns (rows, if the student is narrower); |.|_* is the sum of the singular values. Zero exactly when `feature_gram`
+    is zero.
+
+    With A^T B = U S V^T over the non-zero singular values, the gradient is 2 (B - A U V^T), also where singular values repeat or vanish:
+    the singular vectors themselves are never differentiated. The decomposition is of A^T B or, with fewer rows than columns, of an
+    n x n matrix with the same singular values. There is no second derivative.
+
+    Source: Bhattarai et al., "Knowledge distillation through geometry-aware representational alignment", 2025. Whether theirs is squared
+    is not known; the square is smooth where the two agree.
+
+    Raises:
+        ValueError: leading dimensions differ, a single row is to be centred, or the weight does not fit.
+    """
+    ours, theirs = geometry_rows(student, teacher, weight, preprocessing)
+    distance = cast(torch.Tensor, _SquaredDistance.apply(ours, theirs))  # type: ignore[no-untyped-call]
+    return distance if squared else safe_sqrt(distance)
+
+
+class _SquaredDistance(torch.autograd.Function):
+    """min_Q |A - B Q|_F^2 for B [n, D_s] and A [n, D_t]; differentiable in B once."""
+
+    @staticmethod
+    def forward(ctx: Any, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """Sum two residuals, since the difference of norms would lose the digits of a small distance."""
+        fitted, missed = _fit(student, teacher)
+        residual = student - fitted
+        ctx.save_for_backward(residual)
+        return residual.square().sum() + missed
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Return the gradient with respect to the student."""
+        (residual,) = ctx.saved_tensors
+        return 2 * gradient * residual, None
+
+
+def _fit(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A U V^T, the teacher turned into the student's space, and |A - A U U^T|_F^2, what that leaves out."""
+    rows, narrower = student.shape[0], min(student.shape[1], teacher.shape[1])
+    if rows < narrower:
+        # A^T = Q_t R_t and B^T = Q_s R_s, so A^T B = Q_t (R_t R_s^T) Q_s^T, and the middle is n x n.
+        basis, student_factor = torch.linalg.qr(student.mT)
+        teacher = torch.linalg.qr(teacher.mT, mode="r").R.mT
+        left, right = _singular_vectors(teacher.mT @ student_factor.mT)
+        turned = teacher @ left
+        return (turned @ right) @ basis.mT, (teacher - turned @ left.mT).square().sum()
+    left, right = _singular_vectors(teacher.mT @ student)
+    turned = teacher @ left
+    return turned @ right, (teacher - turned @ left.mT).square().sum()
+
+
+def _singular_vectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return U and V^T of the thin decomposition, zeroed where the singular value is zero but for rounding."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    threshold = values[:1] * max(matrix.shape) * torch.finfo(matrix.dtype).eps
+    kept = (values > threshold).to(matrix.dtype)
+    return left * kept, right * kept.unsqueeze(1)
