@@ -1,14 +1,16 @@
 # `make` alone lists the targets.
 
-PYTHON ?= $(firstword $(shell command -v python3.11 python3 python 2>/dev/null))
+# The first Python that is new enough.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$name; break; }; done)
 VENV ?= .venv
-# How many processes run tests; each gets one thread for arithmetic, so that they do not fight for cores.
+# How many processes run tests.
 TEST_JOBS ?= auto
 PIP_FLAGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses $(TEST_JOBS) --maxprocesses 8 --dist worksteal
+PYTEST := $(BIN)/python -m pytest --quiet --numprocesses $(TEST_JOBS) --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format docs bench clean
@@ -49,9 +51,7 @@ clean: ## Remove what was built, but neither runs/ nor the environment
 # The environment. A stamp says what is installed, so that a second `make` starts at once.
 
 $(BIN)/python:
-	@test -n "$(PYTHON)" || { echo "No Python found. Install Python 3.11 or newer, or say make PYTHON=/path/to/python3.11"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "$(PYTHON) is $$($(PYTHON) --version); understudy needs 3.11 or newer. Say make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "understudy needs Python 3.11 or newer, and none was found. Install it, or say make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Making the environment $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "This Python cannot make environments. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 

@@ -2,10 +2,11 @@
 
     python benchmarks/transforms.py [--rounds 9]
 
-Every contender gets the same uint8 batch and gives float32 in [0, 1]. Rounds are interleaved, so
-that a busy machine slows all of them alike; the table has medians, and ratios to ours. "once per
-batch" draws one augmentation for all images, which is not what training wants; it is there for
-reference.
+Every contender gets the same uint8 batch and gives float32 in [0, 1]. Rounds are interleaved; the table has medians,
+and ratios to ours. "once per batch" draws one augmentation for all images, which is not what training wants; it is
+there for reference.
+
+What is measured is processor time on one thread: it says how much work there is, also while others use the machine.
 """
 
 from __future__ import annotations
@@ -87,14 +88,14 @@ def rand_augment(size: int) -> dict[str, Contender]:
 def measure(
     contenders: dict[str, Contender], images: torch.Tensor, rounds: int
 ) -> dict[str, float]:
-    """Return the median seconds of each contender."""
+    """Return the median seconds of processor time of each contender."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
         for name, contender in contenders.items():
-            start = time.perf_counter()
+            start = time.process_time()
             contender(images)
             if turn > 0:  # the first is a warm-up
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.process_time() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
@@ -103,8 +104,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    print("| batch | augmentation | contender | median, ms | ratio |")
+    print("| batch | augmentation | contender | median, ms of processor time | ratio |")
     print("|---|---|---|---:|---:|")
     for count, size in BATCHES:
         images = torch.randint(0, 256, (count, 3, size, size), generator=generator)

@@ -1,4 +1,7 @@
-"""Shows the fields of a card ("Paper: ...", "Fails when: ...") as a list, not as one paragraph: an extension of griffe."""
+"""Shows the fields of a card ("Paper: ...", "Fails when: ...") as a list instead of one paragraph.
+
+An extension of griffe, which reads docstrings for mkdocstrings.
+"""
 
 from __future__ import annotations
 

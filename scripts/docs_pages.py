@@ -1,13 +1,14 @@
 """Pages of the documentation that are made from the code when the site is built (a hook of MkDocs).
 
 - One reference page per room, listing every public module of its package.
-- The cards of methods, sources, transforms and schedules, and the table of methods, from their registries.
+- The cards of methods, sources, transforms, schedules and model prefixes, and the tables of methods and objectives.
 - A check that the site asks no other server for anything, so that it can be read without a network.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -72,13 +73,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Fill in what a page asks for by a marker."""
     if "<!-- method-table -->" in markdown:
         markdown = markdown.replace("<!-- method-table -->", method_table.table())
+    if "<!-- objective-table -->" in markdown:
+        markdown = markdown.replace("<!-- objective-table -->", objective_table())
     for kind, (module, attribute) in REGISTRIES.items():
         marker = f"<!-- {kind}-cards -->"
         if marker in markdown:
             registry = getattr(importlib.import_module(module), attribute)
             level = "##" if kind == "method" else "###"
+            colon = ":" if kind == "prefix" else ""
             cards = [
-                f"{level} `{name}{':' if kind == 'prefix' else ''}`\n\n::: {member.__module__}.{member.__qualname__}\n{CARD}"
+                f"{level} `{name}{colon}`\n\n::: {member.__module__}.{member.__qualname__}\n{CARD}"
                 for name, member in registry
             ]
             markdown = markdown.replace(marker, "\n\n".join(cards))
@@ -97,6 +101,19 @@ def entry(room: str, module: str) -> str:
     """Return what documents a module; the package itself only re-exports, so that only its docstring is shown."""
     options = "\n    options:\n      members: false" if module == f"understudy.{room}" else ""
     return f"::: {module}{options}"
+
+
+def objective_table() -> str:
+    """Return the table of all objectives, by family, each linked to its reference."""
+    importlib.import_module("understudy.objectives")
+    cards = importlib.import_module("understudy.objectives.card").cards
+    lines = ["| objective | takes | what it is |", "|---|---|---|"]
+    for _, (function, card) in sorted(cards.items()):
+        target = f"reference/objectives.md#{function.__module__}.{function.__name__}"
+        summary = (inspect.getdoc(function) or "").splitlines()[0].replace("|", "\\|")
+        family = function.__module__.split(".")[2]
+        lines.append(f"| [`{function.__name__}`]({target}) | {family}: {card.takes} | {summary} |")
+    return "\n".join(lines)
 
 
 def public_modules(room: str) -> list[str]:

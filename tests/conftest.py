@@ -1,6 +1,8 @@
 """What all tests share.
 
 - Nothing is fetched: the Hugging Face libraries are told that there is no network, before they are imported.
+- Arithmetic runs in one thread, here and in the processes that tests start. The models are tiny: more threads only
+  fight for the cores that the test processes share, which made the suite many times slower.
 - Every test starts from the same global random state (Python, NumPy, torch).
 - Hypothesis has no deadline, since a first call may compile or import; in CI it draws the same examples every time.
 
@@ -15,6 +17,7 @@ import random
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"

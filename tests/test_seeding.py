@@ -12,7 +12,9 @@ from understudy import seeding
 def test_uniform_is_a_pure_function_of_each_sample() -> None:
     ids, views = torch.tensor([5, 9, 2**62, 0]), torch.tensor([0, 3, 1, 0])
     whole = seeding.uniform(7, ids, views, "crop", 3)
-    single = torch.cat([seeding.uniform(7, ids[i : i + 1], views[i : i + 1], "crop", 3) for i in range(4)])
+    single = torch.cat(
+        [seeding.uniform(7, ids[i : i + 1], views[i : i + 1], "crop", 3) for i in range(4)]
+    )
     assert torch.equal(whole, single)
     assert ((whole >= 0) & (whole < 1)).all()
 
@@ -37,7 +39,9 @@ def test_uniform_is_uniform() -> None:
     values = seeding.uniform(3, ids, torch.zeros_like(ids), "flip").flatten()
     counts = torch.histc(values, bins=20, min=0, max=1)
     expected = 1000.0
-    assert float(((counts - expected) ** 2 / expected).sum()) < 45  # chi-square, 19 degrees, p about 0.001
+    assert (
+        float(((counts - expected) ** 2 / expected).sum()) < 45
+    )  # chi-square, 19 degrees, p about 0.001
 
 
 @given(st.integers(0, 2**40), st.text(max_size=20))

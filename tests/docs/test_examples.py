@@ -1,8 +1,8 @@
 """The examples of the README and the documentation work as they stand there.
 
 A page's Python blocks are one program, run in an empty directory in a process of its own. A block with a title such as
-`title="my_method.py"` is a file beside that program. A block after `<!-- no-run -->` is left out. More than three epochs become
-three, and a list of seeds becomes one seed, so that this takes seconds.
+`title="my_method.py"` is a file beside that program. A block after `<!-- no-run -->` is left out. So that this takes
+seconds, more than three epochs become three, and a list of seeds becomes one seed.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy.errors import DataError
-from understudy.evaluation import Predictions, agreement, fidelity_metrics, kl_to_teacher
+from understudy.evaluation import Predictions, agreement, fidelity, fidelity_metrics, kl_to_teacher
 
 
 def predictions(logits: torch.Tensor, ids: torch.Tensor | None = None) -> Predictions:
@@ -34,6 +34,13 @@ def test_equal_to_torch_and_never_negative(seed: int, samples: int, classes: int
     assert found == pytest.approx(float(expected), abs=1e-9)
     shifted = predictions(teacher + torch.randn(samples, 1, generator=generator))
     assert 0 <= kl_to_teacher(shifted, predictions(teacher)) < 1e-6
+
+
+def test_parts_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = predictions(torch.randn(10, 3)), predictions(torch.randn(10, 3))
+    whole = kl_to_teacher(student, teacher)
+    monkeypatch.setattr(fidelity, "PART", 3)
+    assert kl_to_teacher(student, teacher) == pytest.approx(whole, rel=1e-12)
 
 
 def test_a_model_agrees_with_itself() -> None:

@@ -51,7 +51,9 @@ class Network(nn.Linear):
 """
 
 
-def image_model(name: str, *, classes: int = 5, shape: tuple[int, ...] = (3, 32, 32), **more: Any) -> Model:
+def image_model(
+    name: str, *, classes: int = 5, shape: tuple[int, ...] = (3, 32, 32), **more: Any
+) -> Model:
     with seeding.isolated(0, "test"):
         return build(name, classes=classes, kind="image", input_shape=shape, **more)
 
@@ -173,7 +175,11 @@ def test_kd_weights_come_from_a_file(tmp_path: Path) -> None:
     torch.save({"model": source.module.state_dict()}, tmp_path / "teacher.pth")
     with seeding.isolated(3, "other"):
         model = build(
-            "kd:resnet8", classes=5, kind="image", input_shape=(3, 32, 32), weights=str(tmp_path / "teacher.pth")
+            "kd:resnet8",
+            classes=5,
+            kind="image",
+            input_shape=(3, 32, 32),
+            weights=str(tmp_path / "teacher.pth"),
         )
     assert fingerprint(model.module) == fingerprint(source.module)
     assert model.weights.startswith("teacher.pth (sha256 ")
@@ -181,7 +187,13 @@ def test_kd_weights_come_from_a_file(tmp_path: Path) -> None:
 
 def test_models_are_made_again_from_their_configuration() -> None:
     settings = {"size": [24, 24]}
-    model = image_model("kd:resnet8", statistics=STATISTICS, class_names=list("abcde"), preprocess=settings, width=0.5)
+    model = image_model(
+        "kd:resnet8",
+        statistics=STATISTICS,
+        class_names=list("abcde"),
+        preprocess=settings,
+        width=0.5,
+    )
     with seeding.isolated(0, "test"):
         again = build(**json.loads(json.dumps(model.config)))
     assert fingerprint(again.module) == fingerprint(model.module)
@@ -226,15 +238,37 @@ def test_timm_pretrained_brings_its_own_preprocessing(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(timm, "create_model", offline)
     for asked in ({"weights": "pretrained"}, {"pretrained": True}):
-        model = image_model("timm:resnet10t", shape=(1, 32, 32), statistics=((0.1,), (0.2,)), **asked)
+        model = image_model(
+            "timm:resnet10t", shape=(1, 32, 32), statistics=((0.1,), (0.2,)), **asked
+        )
         config = model.preprocess.config()
         assert config["size"] == [176, 176]
         assert config["mean"] == pytest.approx([0.485, 0.456, 0.406])
-        assert config["channels"] == 3, "a pretrained network keeps its channels, grey images are repeated"
+        assert config["channels"] == 3, (
+            "a pretrained network keeps its channels, grey images are repeated"
+        )
         assert model.weights == "timm timm/resnet10t.c3_in1k, classifier new (1000 -> 5 classes)"
         assert model.config is not None
         assert "pretrained" not in model.config
         assert "weights" not in model.config
+
+
+def test_timm_models_from_a_folder_are_made_again_without_it(tmp_path: Path) -> None:
+    import timm
+    from timm.models import save_for_hf
+
+    torch.manual_seed(3)
+    source = timm.create_model("resnet10t", num_classes=5, stem_width=16)
+    save_for_hf(source, tmp_path, model_config={"num_classes": 5}, model_args={"stem_width": 16})
+    model = image_model(f"timm:local-dir:{tmp_path}", weights="pretrained")
+    torch.testing.assert_close(model.module.state_dict(), source.state_dict())
+    assert model.config is not None
+    assert model.config["name"] == "timm:resnet10t"
+    assert model.config["stem_width"] == 16
+    with seeding.isolated(0, "test"):
+        again = build(**model.config)
+    again.module.load_state_dict(model.module.state_dict())
+    assert again.preprocess == model.preprocess
 
 
 def test_weights_that_cannot_be_fetched_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +282,9 @@ def test_weights_that_cannot_be_fetched_are_a_sentence(monkeypatch: pytest.Monke
         ("timm:resnet10t", "pretrained"),
         ("torchvision:resnet18", "DEFAULT"),
     ):
-        with pytest.raises(ModelError, match=r"neither in the local cache nor could.*give a file as `weights`"):
+        with pytest.raises(
+            ModelError, match=r"neither in the local cache nor could.*give a file as `weights`"
+        ):
             image_model(name, weights=weights)
 
 
@@ -278,7 +314,9 @@ def test_torchvision_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
     torch.manual_seed(5)
     state = resnet18().state_dict()
-    monkeypatch.setattr(ResNet18_Weights.DEFAULT.__class__, "get_state_dict", lambda *_, **__: dict(state))
+    monkeypatch.setattr(
+        ResNet18_Weights.DEFAULT.__class__, "get_state_dict", lambda *_, **__: dict(state)
+    )
     model = image_model("torchvision:resnet18", weights="DEFAULT")
     assert torch.equal(model.module.state_dict()["conv1.weight"], state["conv1.weight"])
     assert model.weights.endswith("classifier new (1000 -> 5 classes)")
@@ -295,7 +333,9 @@ def test_python_callables(python_module: str, tmp_path: Path) -> None:
     assert image_model(f"{python_module}:Network").module.out_features == 5
     assert image_model(f"{python_module}:fixed").module.out_features == 2
     torch.save(model.module.state_dict(), tmp_path / "w.pt")
-    again = image_model(f"{python_module}:make", shape=(3, 2, 2), width=6, weights=str(tmp_path / "w.pt"))
+    again = image_model(
+        f"{python_module}:make", shape=(3, 2, 2), width=6, weights=str(tmp_path / "w.pt")
+    )
     assert fingerprint(again.module) == fingerprint(model.module)
     with pytest.raises(UnknownName, match="'width'"):
         image_model(f"{python_module}:make", widht=6)
@@ -315,7 +355,11 @@ def test_python_keywords_that_are_no_json_leave_no_configuration(python_module: 
 def test_a_live_module_is_used_as_it_is() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
     model = live(
-        nn.DataParallel(module), kind="image", input_shape=(3, 2, 2), statistics=STATISTICS, class_names=list("abcd")
+        nn.DataParallel(module),
+        kind="image",
+        input_shape=(3, 2, 2),
+        statistics=STATISTICS,
+        class_names=list("abcd"),
     )
     assert model.module is module
     assert model.config is None
@@ -341,7 +385,9 @@ def test_a_live_text_model_takes_a_tokenizer(tokenizer_folder: Path) -> None:
 
 
 def test_hf_text_from_scratch_trains_its_tokenizer_on_the_data() -> None:
-    model = text_model("hf:bert", config=BERT, texts=lambda: TEXTS, class_names=("bad", "so", "good"))
+    model = text_model(
+        "hf:bert", config=BERT, texts=lambda: TEXTS, class_names=("bad", "so", "good")
+    )
     assert isinstance(model.preprocess, TextPreprocess)
     tokenizer, config = model.preprocess.tokenizer, model.module.config
     assert config.vocab_size == len(tokenizer)
@@ -371,7 +417,10 @@ def test_hf_roberta_counts_positions_from_behind_the_padding(tokenizer_folder: P
     assert logits(model, ["bad moments " * 40]).shape == (1, 3)
     with pytest.raises(ModelError, match="positions for 23 tokens; 'max_length' is 24"):
         text_model(
-            "hf:roberta", config=BERT, tokenizer=str(tokenizer_folder), preprocess={"max_length": 24}
+            "hf:roberta",
+            config=BERT,
+            tokenizer=str(tokenizer_folder),
+            preprocess={"max_length": 24},
         )
 
 
@@ -387,8 +436,14 @@ def test_hf_models_are_loaded_from_a_folder(tmp_path: Path, tokenizer_folder: Pa
     assert model.preprocess == source.preprocess
     assert model.weights == f"hf:{tmp_path}"
     # Names that the data know go to models without their own, never over them.
-    assert text_model(f"hf:{tmp_path}", class_names=("x", "y", "z")).classes == ("bad", "so", "good")
-    with pytest.raises(ModelError, match=r"'classifier'\) has 3 classes, the task has 4.*drop_head: true"):
+    assert text_model(f"hf:{tmp_path}", class_names=("x", "y", "z")).classes == (
+        "bad",
+        "so",
+        "good",
+    )
+    with pytest.raises(
+        ModelError, match=r"'classifier'\) has 3 classes, the task has 4.*drop_head: true"
+    ):
         text_model(f"hf:{tmp_path}", classes=4)
     fresh = text_model(f"hf:{tmp_path}", classes=2, class_names=("no", "yes"), drop_head=True)
     assert fresh.weights.endswith("classifier new (3 -> 2 classes)")
@@ -403,7 +458,11 @@ def test_hf_body_without_classifier_gets_a_new_one(tmp_path: Path, tokenizer_fol
     source.module.bert.save_pretrained(str(tmp_path))  # type: ignore[union-attr, operator]
     model = text_model(f"hf:{tmp_path}", tokenizer=str(tokenizer_folder))
     assert model.weights.endswith("classifier new")
-    text_model("hf:distilbert", config={"dim": 16, "n_heads": 2, "n_layers": 1}, tokenizer=str(tokenizer_folder))
+    text_model(
+        "hf:distilbert",
+        config={"dim": 16, "n_heads": 2, "n_layers": 1},
+        tokenizer=str(tokenizer_folder),
+    )
 
 
 def test_hf_incomplete_weights_are_refused(tmp_path: Path, tokenizer_folder: Path) -> None:
@@ -414,7 +473,9 @@ def test_hf_incomplete_weights_are_refused(tmp_path: Path, tokenizer_folder: Pat
     state = load_file(tmp_path / "model.safetensors")
     del state["bert.encoder.layer.0.output.dense.weight"]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lacks weights for 1 tensors.*layer\.0\.output\.dense\.weight"):
+    with pytest.raises(
+        ModelError, match=r"lacks weights for 1 tensors.*layer\.0\.output\.dense\.weight"
+    ):
         text_model(f"hf:{tmp_path}", tokenizer=str(tokenizer_folder))
 
 
@@ -445,7 +506,9 @@ def test_hf_images(tmp_path: Path) -> None:
 
 def test_hf_configurations_are_complete(tokenizer_folder: Path) -> None:
     for model in (
-        text_model("hf:bert", config=BERT, tokenizer=str(tokenizer_folder), class_names=("a", "b", "c")),
+        text_model(
+            "hf:bert", config=BERT, tokenizer=str(tokenizer_folder), class_names=("a", "b", "c")
+        ),
         image_model("hf:vit", config=VIT),
     ):
         assert model.config is not None
@@ -484,7 +547,9 @@ def test_hf_text_from_scratch_needs_a_tokenizer_or_texts() -> None:
     with pytest.raises(ModelError, match="name its folder as `tokenizer`, or give texts"):
         text_model("hf:bert", config=BERT)
     trained = {"train": {"size": 90, "kind": "wordpiece"}}
-    model = text_model("hf:bert", config=BERT, tokenizer=trained, texts=lambda: [("good film", "bad film")])
+    model = text_model(
+        "hf:bert", config=BERT, tokenizer=trained, texts=lambda: [("good film", "bad film")]
+    )
     assert model.module.config.vocab_size <= 90
     with pytest.raises(UnknownName, match="'size'"):
         text_model("hf:bert", config=BERT, tokenizer={"train": {"sise": 90}}, texts=lambda: TEXTS)

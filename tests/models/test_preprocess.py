@@ -205,7 +205,9 @@ def test_statistics_of_odd_data() -> None:
         channel_statistics(torch.zeros(3))
 
 
-TEXTS = [f"a film of {number} good and bad moments, {number * 37 % 11} in all" for number in range(50)]
+TEXTS = [
+    f"a film of {number} good and bad moments, {number * 37 % 11} in all" for number in range(50)
+]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,9 @@ from understudy.models.projectors import Projector, tokens_to_map
         ((5, 8), (12,), (12,)),
     ],
 )
-def test_shapes_agree(student: tuple[int, ...], teacher: tuple[int, ...], result: tuple[int, ...]) -> None:
+def test_shapes_agree(
+    student: tuple[int, ...], teacher: tuple[int, ...], result: tuple[int, ...]
+) -> None:
     projector = Projector(student, teacher)
     left, right = projector(torch.randn(3, *student), torch.randn(3, *teacher))
     assert left.shape == right.shape == (3, *result)

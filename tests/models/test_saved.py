@@ -20,7 +20,12 @@ from understudy.models.tokenizer import train_tokenizer
 
 CPU = torch.device("cpu")
 TEXTS = [f"a film of {number} good and bad moments" for number in range(40)]
-SMALL = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}
+SMALL = {
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+}
 
 
 def trained(name: str, **more: Any) -> Model:
@@ -39,12 +44,22 @@ def student() -> Model:
     names = ("no", "yes", "both")
     statistics = ((0.3,), (0.4,))
     return trained(
-        "kd:resnet8", classes=3, kind="image", input_shape=shape, class_names=names, statistics=statistics, width=0.5
+        "kd:resnet8",
+        classes=3,
+        kind="image",
+        input_shape=shape,
+        class_names=names,
+        statistics=statistics,
+        width=0.5,
     )
 
 
 def saved(model: Model, folder: Path, **more: Any) -> Path:
-    arguments: dict[str, Any] = {"classes": ("no", "yes", "both"), "input_shape": (1, 8, 8), "kind": "image"}
+    arguments: dict[str, Any] = {
+        "classes": ("no", "yes", "both"),
+        "input_shape": (1, 8, 8),
+        "kind": "image",
+    }
     return save(model, folder, **{**arguments, **more})
 
 
@@ -64,7 +79,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("which", MODELS)
 def test_a_saved_image_model_is_the_same_after_loading(which: str, tmp_path: Path) -> None:
     name, more = MODELS[which]
-    model = trained(name, classes=3, kind="image", input_shape=(1, 32, 32), class_names=("a", "b", "c"), **more)
+    model = trained(
+        name, classes=3, kind="image", input_shape=(1, 32, 32), class_names=("a", "b", "c"), **more
+    )
     saved(model, tmp_path / "m", classes=("a", "b", "c"), input_shape=(1, 32, 32))
     again = load(tmp_path / "m")
     assert fingerprint(again.module) == fingerprint(model.module)
@@ -77,7 +94,9 @@ def test_a_saved_image_model_is_the_same_after_loading(which: str, tmp_path: Pat
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
-def test_a_saved_text_model_brings_its_tokenizer(architecture: str, kind: str, tmp_path: Path) -> None:
+def test_a_saved_text_model_brings_its_tokenizer(
+    architecture: str, kind: str, tmp_path: Path
+) -> None:
     small: dict[str, Any] = {**SMALL, "max_position_embeddings": 16}
     if architecture == "gpt2":
         small = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
@@ -158,7 +177,9 @@ class Tied(nn.Module):
 
 
 def test_live_modules_with_shared_tensors(tmp_path: Path) -> None:
-    model = live(nn.DataParallel(Tied()), kind="tensor", input_shape=(4,), statistics=((0.0,), (2.0,)))
+    model = live(
+        nn.DataParallel(Tied()), kind="tensor", input_shape=(4,), statistics=((0.0,), (2.0,))
+    )
     saved(model, tmp_path / "m", classes=4, input_shape=(4,), kind="tensor")
     with pytest.raises(ModelError, match="pass the network itself as `module`"):
         load(tmp_path / "m")
@@ -231,7 +252,13 @@ def test_damage_is_named(tmp_path: Path) -> None:
     for change, words in (
         ({"format": "other"}, "'other'"),
         ({"version": 9}, "version 9"),
-        ({"preprocess": {**settings["preprocess"], "mean": [0.9]}, "build": {**settings["build"], "classes": 4}}, "4"),
+        (
+            {
+                "preprocess": {**settings["preprocess"], "mean": [0.9]},
+                "build": {**settings["build"], "classes": 4},
+            },
+            "4",
+        ),
     ):
         described.write_text(json.dumps({**settings, **change}))
         with pytest.raises((ModelError, UnknownName), match=words):

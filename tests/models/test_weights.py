@@ -18,7 +18,11 @@ from understudy.models.weights import load_weights
 
 def network(classes: int = 4, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    parts = [("body", nn.Linear(3, 5)), ("norm", nn.BatchNorm1d(5)), ("head", nn.Linear(5, classes))]
+    parts = [
+        ("body", nn.Linear(3, 5)),
+        ("norm", nn.BatchNorm1d(5)),
+        ("head", nn.Linear(5, classes)),
+    ]
     return nn.Sequential(OrderedDict(parts))
 
 
@@ -79,14 +83,20 @@ def test_a_wrapped_module_is_loaded_inside(tmp_path: Path) -> None:
 
 
 def test_names_that_begin_with_module_by_themselves_are_kept(tmp_path: Path) -> None:
-    source, target = nn.ModuleDict({"module": network(seed=1)}), nn.ModuleDict({"module": network()})
+    source, target = (
+        nn.ModuleDict({"module": network(seed=1)}),
+        nn.ModuleDict({"module": network()}),
+    )
     load_weights(target, written(source.state_dict(), tmp_path / "w.pt"))
     assert fingerprint(target) == fingerprint(source)
 
 
 def test_compiled_parts_are_recognised(tmp_path: Path) -> None:
     source, target = network(seed=1), network(seed=2)
-    state = {name.replace("body.", "body._orig_mod."): value for name, value in source.state_dict().items()}
+    state = {
+        name.replace("body.", "body._orig_mod."): value
+        for name, value in source.state_dict().items()
+    }
     load_weights(target, written(state, tmp_path / "w.pt"))
     assert fingerprint(target) == fingerprint(source)
 
@@ -95,7 +105,9 @@ def test_another_number_of_classes_is_named_and_can_be_dropped(tmp_path: Path) -
     source, target = network(classes=7, seed=1), network(classes=4, seed=2)
     file = written(source.state_dict(), tmp_path / "w.pt")
     fresh, before = target.head.weight.clone(), fingerprint(target)  # type: ignore[union-attr, operator]
-    with pytest.raises(ModelError, match=r"'head' has 7 classes in w\.pt, the model has 4.*drop_head: true"):
+    with pytest.raises(
+        ModelError, match=r"'head' has 7 classes in w\.pt, the model has 4.*drop_head: true"
+    ):
         load_weights(target, file)
     assert fingerprint(target) == before
     said = load_weights(target, file, drop_head=True)
@@ -108,7 +120,11 @@ def test_another_number_of_classes_is_named_and_can_be_dropped(tmp_path: Path) -
 
 
 def test_a_different_network_is_no_other_number_of_classes(tmp_path: Path) -> None:
-    source = nn.Sequential(OrderedDict([("body", nn.Linear(3, 6)), ("norm", nn.BatchNorm1d(6)), ("head", nn.Linear(6, 4))]))
+    source = nn.Sequential(
+        OrderedDict(
+            [("body", nn.Linear(3, 6)), ("norm", nn.BatchNorm1d(6)), ("head", nn.Linear(6, 4))]
+        )
+    )
     file = written(source.state_dict(), tmp_path / "w.pt")
     for drop_head in (False, True):
         with pytest.raises(ModelError, match="shape|leave it out"):
@@ -122,7 +138,9 @@ def test_missing_and_unknown_tensors_are_listed(tmp_path: Path) -> None:
     file = written(state, tmp_path / "w.pt")
     target = network(seed=2)
     before = fingerprint(target)
-    with pytest.raises(ModelError, match=r"1 tensors are missing in it \(body\.bias\); 1 are unknown.*extra"):
+    with pytest.raises(
+        ModelError, match=r"1 tensors are missing in it \(body\.bias\); 1 are unknown.*extra"
+    ):
         load_weights(target, file)
     assert fingerprint(target) == before
     assert "1 tensors missing, 1 not used" in load_weights(target, file, strict=False)
@@ -137,7 +155,9 @@ def test_shared_tensors_are_loaded_from_either_name(tmp_path: Path) -> None:
     load_weights(target, tmp_path / "tied.safetensors")
     assert torch.equal(target.second.weight, source.first.weight)
     assert target.second.weight is target.first.weight
-    loose = nn.ModuleDict({"first": nn.Linear(3, 3, bias=False), "second": nn.Linear(3, 3, bias=False)})
+    loose = nn.ModuleDict(
+        {"first": nn.Linear(3, 3, bias=False), "second": nn.Linear(3, 3, bias=False)}
+    )
     with pytest.raises(ModelError, match="missing"):
         load_weights(loose, tmp_path / "tied.safetensors")
 
@@ -171,9 +191,16 @@ def test_damage_is_named(tmp_path: Path) -> None:
 
 
 def test_published_checkpoints_of_the_kd_family(tmp_path: Path) -> None:
-    source, target = kd.build("resnet8", classes=10, width=0.5), kd.build("resnet8", classes=10, width=0.5)
-    state = {name: value for name, value in source.state_dict().items() if "num_batches" not in name}
-    file = written({"model": state, "best_acc": torch.tensor(70.0)}, tmp_path / "ckpt_epoch_240.pth")
+    source, target = (
+        kd.build("resnet8", classes=10, width=0.5),
+        kd.build("resnet8", classes=10, width=0.5),
+    )
+    state = {
+        name: value for name, value in source.state_dict().items() if "num_batches" not in name
+    }
+    file = written(
+        {"model": state, "best_acc": torch.tensor(70.0)}, tmp_path / "ckpt_epoch_240.pth"
+    )
     load_weights(target, file, published=True)
     for name, value in state.items():
         assert torch.equal(target.state_dict()[name], value)

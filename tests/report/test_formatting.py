@@ -69,7 +69,7 @@ def test_cells() -> None:
     assert accuracy.text(spread([0.92])) == "92.00"
     assert accuracy.text(None) == "–"
     assert COLUMNS["kl"].text(spread([math.inf])) == "∞"
-    assert COLUMNS["flops"].text(spread([6_811_850, 6_811_850])) == "6.81"
+    assert COLUMNS["flops"].text(spread([6_811_850, 6_811_850])) == "6.81 M"
     assert COLUMNS["parameters"].one(272_474) == "272 k"
 
 

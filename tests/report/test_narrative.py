@@ -80,6 +80,12 @@ def test_harm_is_called_harm(make_run: MakeRun) -> None:
     assert "(−4.8 points" in found.text
 
 
+def test_two_seeds_are_a_hint_at_best(make_run: MakeRun) -> None:
+    found = told(exact(make_run, [0.87, 0.88], [0.93, 0.9401]))
+    assert "p < 0.001" in found.text
+    assert found.tone == "unclear" and found.verdict.startswith("2 seeds give a hint, not more")
+
+
 def test_one_seed_says_nothing_about_chance(make_run: MakeRun) -> None:
     found = told(exact(make_run, [0.88], [0.93]))
     assert found.tone == "unclear" and found.verdict.startswith("One seed only")

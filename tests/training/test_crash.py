@@ -105,7 +105,9 @@ def test_killed_runs_resume_bit_for_bit(tmp_path: Path, how: signal.Signals) -> 
     for name, tensors in expected.items():
         for key, value in tensors.items():
             assert torch.equal(value, found[name][key]), f"{name}: {key} differs"
-    steps = [(line["arm"], line["seed"], line["stage"], line["step"]) for line in lines(broken, "step")]
+    steps = [
+        (line["arm"], line["seed"], line["stage"], line["step"]) for line in lines(broken, "step")
+    ]
     assert len(set(steps)) == len(steps), "a resumed run wrote a step twice"
     results = [{**line["metrics"]} for line in lines(broken, "result")]
     assert results == [{**line["metrics"]} for line in lines(whole, "result")]
@@ -132,7 +134,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 
 
 def test_only_the_last_few_are_kept_and_members_do_not_mix(tmp_path: Path) -> None:
-    first, other = Checkpoints(tmp_path, "kd-seed0", keep=2), Checkpoints(tmp_path, "kd-seed00", keep=2)
+    first, other = (
+        Checkpoints(tmp_path, "kd-seed0", keep=2),
+        Checkpoints(tmp_path, "kd-seed00", keep=2),
+    )
     other.save(9, {"number": 9})
     for number in range(5):
         first.save(number, {"number": number})

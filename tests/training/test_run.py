@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy import TOY_FILE, Dropped, experiment, model, source
 from torch import nn
+from toy import TOY_FILE, Dropped, experiment, model, source
 
 from understudy.data.sources.python import from_tensors
 from understudy.errors import PreflightError, RunDirectoryError, TrainingError
@@ -38,10 +38,14 @@ def lines(directory: Path, event: str, **wanted: Any) -> list[dict[str, Any]]:
 
 
 def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
 
 
-def close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float) -> None:
+def close(
+    first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float
+) -> None:
     assert first.keys() == second.keys()
     for key in first:
         torch.testing.assert_close(first[key], second[key], atol=tolerance, rtol=tolerance, msg=key)
@@ -93,7 +97,15 @@ def test_accumulation_gives_the_whole_batch_gradient(tmp_path: Path) -> None:
 
 def test_two_gloo_processes_give_the_curve_of_one(tmp_path: Path) -> None:
     options = {
-        "arms": {"kd": [{"methods": ["kd", ["fitnet", 0.1], ["supervised", 2.0]], "epochs": 2, "accumulate": 2}]},
+        "arms": {
+            "kd": [
+                {
+                    "methods": ["kd", ["fitnet", 0.1], ["supervised", 2.0]],
+                    "epochs": 2,
+                    "accumulate": 2,
+                }
+            ]
+        },
         "student": "steady",
         "preflight": "warn",
         "teacher": "steady",  # batch statistics are those of a rank, so neither model has any
@@ -104,9 +116,17 @@ def test_two_gloo_processes_give_the_curve_of_one(tmp_path: Path) -> None:
     }
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for ranks in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+        ]
         command += [str(TOY_FILE), str(tmp_path / str(ranks)), "fresh", json.dumps(options)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, env=environment, check=False
+        )
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (lines(tmp_path / str(ranks), "step", arm="kd") for ranks in (1, 2))
     assert len(one) == len(two) == 10
@@ -205,12 +225,14 @@ def test_freeze_keeps_parameters_and_statistics(tmp_path: Path) -> None:
     end = student(tmp_path / "r", "kd")
     for name, value in start.items():
         frozen = name.startswith(("layer1.", "bn1."))
-        if value.is_floating_point() and not name.endswith(("weight", "bias")) or "conv" in name:
+        if (value.is_floating_point() and not name.endswith(("weight", "bias"))) or "conv" in name:
             assert torch.equal(value, end[name]) == frozen, name
 
 
 def test_ema_is_the_moving_average(tmp_path: Path) -> None:
-    built = experiment({"kd": [{"methods": ["kd"], "steps": 3, "ema": 0.5, "lr": 0.1}]}, student="dropped")
+    built = experiment(
+        {"kd": [{"methods": ["kd"], "steps": 3, "ema": 0.5, "lr": 0.1}]}, student="dropped"
+    )
     seen: list[torch.Tensor] = []
 
     class Watch(KD):
@@ -236,7 +258,9 @@ def test_stochastic_weight_averaging_with_batch_statistics(tmp_path: Path) -> No
 
 
 def test_early_stopping_goes_back_to_the_best_weights(tmp_path: Path) -> None:
-    stages = [{"methods": ["kd"], "epochs": 40, "early_stopping": EarlyStopping(2, "accuracy"), "lr": 0.1}]
+    stages = [
+        {"methods": ["kd"], "epochs": 40, "early_stopping": EarlyStopping(2, "accuracy"), "lr": 0.1}
+    ]
     run(experiment({"kd": stages}), tmp_path / "r")
     found = [line["metrics"]["accuracy"] for line in lines(tmp_path / "r", "epoch", arm="kd")]
     assert len(found) < 40
@@ -258,7 +282,10 @@ class Exploding(Method):
     def loss(self, step: Step) -> dict[str, torch.Tensor]:
         assert step.student.logits is not None
         factor = float("inf") if step.progress >= 2 / 15 and step.progress != 0.5 else 1.0
-        return {"fine": step.student.logits.mean(), "wild": step.student.logits.square().mean() * factor}
+        return {
+            "fine": step.student.logits.mean(),
+            "wild": step.student.logits.square().mean() * factor,
+        }
 
 
 def test_a_non_finite_term_is_named_with_its_samples(tmp_path: Path) -> None:
@@ -323,11 +350,15 @@ def test_a_method_without_teacher_or_labels_is_refused(tmp_path: Path) -> None:
         run(experiment(teacher=None), tmp_path / "a")
     bare = source()
     unlabelled = from_tensors(
-        bare.train.samples.fetch(bare.train.positions), None,  # type: ignore[arg-type]
+        bare.train.samples.fetch(bare.train.positions),
+        None,  # type: ignore[arg-type]
         test_inputs=bare.test.samples.fetch(bare.test.positions),  # type: ignore[arg-type]
-        test_labels=bare.test.labels, classes=list(bare.classes),
+        test_labels=bare.test.labels,
+        classes=list(bare.classes),
     )
-    built = experiment({"s": [{"methods": ["supervised"]}]}, teacher=None, source_override=unlabelled)
+    built = experiment(
+        {"s": [{"methods": ["supervised"]}]}, teacher=None, source_override=unlabelled
+    )
     built.data.validation = None
     with pytest.raises(PreflightError, match="needs labels"):
         run(built, tmp_path / "b")
@@ -351,7 +382,9 @@ def test_bf16_trains(tmp_path: Path) -> None:
     assert all(value.dtype != torch.bfloat16 for value in student(tmp_path / "r", "both").values())
 
 
-def test_auto_precision_is_measured_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_precision_is_measured_and_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, logger="understudy"):
         run(experiment(precision="auto", channels_last="auto"), tmp_path / "r")
     assert "Probe: a step takes" in caplog.text
@@ -363,7 +396,7 @@ def test_supervised_reads_only_the_labelled(tmp_path: Path) -> None:
 
     class Watch(Supervised):
         def loss(self, step: Step) -> torch.Tensor:
-            assert step.labels is not None and (step.labels >= 0).all() or step.progress == 0.5
+            assert (step.labels is not None and (step.labels >= 0).all()) or step.progress == 0.5
             seen.update(step.batch.index.tolist())
             return super().loss(step)
 

@@ -59,7 +59,10 @@ def source(count: int = 96, missing: int = 0) -> Source:
     if missing:
         train_labels[-missing:] = -1
     return from_tensors(
-        images[:count], train_labels, test_inputs=images[count:], test_labels=labels[count:],
+        images[:count],
+        train_labels,
+        test_inputs=images[count:],
+        test_labels=labels[count:],
         classes=["low", "middle", "high"],
     )
 
@@ -71,7 +74,9 @@ def model(kind: str = "resnet8", width: float = 0.25) -> Model:
         module = Dropped()
         module.dropout.p = 0.0 if kind == "steady" else module.dropout.p
         return Model(module, preprocess, kind)
-    return Model(kd.build(kind, classes=CLASSES, in_channels=1, width=width), preprocess, f"kd:{kind}")
+    return Model(
+        kd.build(kind, classes=CLASSES, in_channels=1, width=width), preprocess, f"kd:{kind}"
+    )
 
 
 METHODS: dict[str, Callable[[], Method]] = {"supervised": Supervised, "kd": KD, "fitnet": FitNet}
@@ -120,7 +125,8 @@ def experiment(
         ),
         student=lambda: model(student),
         teacher=ExperimentTeacher(
-            lambda: model(teacher, 0.5), stages([{"methods": ["supervised"], "epochs": teacher_epochs}])
+            lambda: model(teacher, 0.5),
+            stages([{"methods": ["supervised"], "epochs": teacher_epochs}]),
         )
         if teacher is not None
         else None,

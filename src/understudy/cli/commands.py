@@ -14,7 +14,7 @@ _FOLDER = click.Path(path_type=Path)
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="understudy", message="%(version)s")
 def cli() -> None:
     """Distil a large model into a small one, and show how well it stands in.
@@ -27,9 +27,9 @@ def cli() -> None:
 @_OVERRIDES
 @click.option("--fresh", is_flag=True, help="Delete runs/demo first and run it again.")
 def demo(overrides: tuple[str, ...], fresh: bool) -> None:
-    """Train a teacher and students on handwritten digits; write runs/demo/report.html.
+    """Run the example: a teacher and students on handwritten digits.
 
-    Nothing is downloaded: the digits ship inside scikit-learn.
+    It writes runs/demo with a report.html. Nothing is downloaded: the digits ship inside scikit-learn.
     """
     from understudy.cli.running import run_demo
 
@@ -41,7 +41,7 @@ def demo(overrides: tuple[str, ...], fresh: bool) -> None:
 @_OVERRIDES
 @click.option("--brief", is_flag=True, help="Leave out the table of all tappable modules.")
 def plan(recipe: str, overrides: tuple[str, ...], brief: bool) -> None:
-    """Run one batch through everything; print taps, shapes, costs and the verdict of each check.
+    """Check a recipe with one batch: taps, shapes, costs, verdicts.
 
     RECIPE is a YAML file or the name of a packaged recipe.
     """
@@ -81,7 +81,7 @@ def resume(directory: Path) -> None:
 @click.argument("directories", nargs=-1, required=True, type=_FOLDER)
 @click.option("-o", "--output", type=_FOLDER, help="Also write the comparison as an HTML file.")
 def compare(directories: tuple[Path, ...], output: Path | None) -> None:
-    """Compare runs: their arms in one table, arms of the same name paired by seed."""
+    """Compare runs: all arms in one table, paired by seed."""
     from understudy.report import compare as compare_runs
     from understudy.report import write_comparison
 
@@ -100,7 +100,7 @@ def compare(directories: tuple[Path, ...], output: Path | None) -> None:
     help="The file; report.html in the run directory when not given.",
 )
 def report(directory: Path, output: Path | None) -> None:
-    """Write the report of a run, finished or not, as one self-contained HTML file."""
+    """Write the report of a run as one self-contained HTML file."""
     from understudy.report import write_report
 
     click.echo(f"Written to {write_report(directory, output)}")
@@ -122,9 +122,10 @@ def report(directory: Path, output: Path | None) -> None:
 def export(
     directory: Path, form: str, arm: str | None, seed: int | None, output: Path | None
 ) -> None:
-    """Export a trained student; it is loaded in a fresh process and compared before this succeeds.
+    """Export a trained student, and prove the export.
 
-    DIRECTORY is a run directory, or the folder of one saved model.
+    DIRECTORY is a run directory, or the folder of one saved model. The export is loaded in a fresh process and compared
+    with the student before this succeeds.
     """
     from understudy.cli.exporting import export_student
 
@@ -157,7 +158,10 @@ def schema() -> None:
 @click.argument("prefix", required=False)
 @click.argument("word", required=False)
 def models(prefix: str | None, word: str | None) -> None:
-    """List model prefixes, or the models of one: `understudy models timm resnet`."""
+    """List the models of a PREFIX whose name contains WORD.
+
+    For example: understudy models timm resnet. Without a prefix, list the prefixes.
+    """
     from understudy.cli.listing import print_models
 
     print_models(prefix, word)

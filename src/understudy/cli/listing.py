@@ -22,9 +22,9 @@ def print_methods() -> None:
 def print_method(name: str) -> None:
     """Print the card of a method: its docstring, its keywords with their defaults, how a recipe names it."""
     from understudy.methods.method import methods
-    from understudy.recipe.hints import in_words
     from understudy.recipe.kinds import METHOD
     from understudy.recipe.problems import Expected
+    from understudy.recipe.words import in_words
 
     method = methods.get(name)
     click.echo(f"{name}  ({method.__module__}.{method.__qualname__})\n")

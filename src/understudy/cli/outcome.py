@@ -14,6 +14,10 @@ FAILED, WRONG, STOPPED = 1, 2, 130
 """Exit codes: the run failed; the user asked for something that cannot be; the user stopped it."""
 
 
+class Stopped(Exception):
+    """The user stopped a run; its message says how to go on."""
+
+
 def speaks() -> bool:
     """Tell whether this process prints: under `torchrun` only the first does."""
     return os.environ.get("RANK", "0") == "0"
@@ -32,13 +36,14 @@ def ended(command: Callable[[], object]) -> int:
     except (click.Abort, KeyboardInterrupt):
         _say("Stopped.")
         return STOPPED
+    except Stopped as stopped:
+        if speaks():
+            click.echo(str(stopped), err=True)
+        return STOPPED
     except UnderstudyError as error:
         if os.environ.get("UNDERSTUDY_DEBUG") == "1":
             raise
-        stopped = type(error).__name__ == "Interrupted"
-        _say(str(error) if stopped else f"Error: {error}")
-        if stopped:
-            return STOPPED
+        _say(f"Error: {error}")
         return FAILED if isinstance(error, TrainingError) else WRONG
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough; closing stdout again would complain.

@@ -7,13 +7,13 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from understudy.cli.outcome import speaks
+from understudy.cli.outcome import Stopped, speaks
 from understudy.errors import RecipeError, RunDirectoryError
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ def _run(recipe: Recipe, directory: Path, *, resume: bool) -> None:
     from understudy.training.loop import Interrupted
     from understudy.training.run import run
 
-    with _logging():
+    with _shown(directory):
         try:
             run(recipe.build(directory), directory, resume=resume)
         except Interrupted as error:
-            raise Interrupted(f"{error} To go on: understudy resume {directory}") from error
+            raise Stopped(f"{error} To go on: understudy resume {directory}") from error
     if not speaks():
         return
     from understudy.report import write_report
@@ -106,27 +106,27 @@ def print_results(directory: Path) -> None:
 
 
 @contextmanager
-def _logging() -> Iterator[None]:
-    """Show the package's log on stderr while a run lasts; errors are left to whoever ends the command."""
-    logger = logging.getLogger("understudy")
-    handler: logging.Handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.logging import RichHandler
+def _shown(directory: Path) -> Iterator[None]:
+    """Show the log while a run lasts, on a terminal with bars below; errors are left to who ends the command."""
+    with ExitStack() as stack:
+        handler: logging.Handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
+        if sys.stderr.isatty() and speaks():
+            from rich.console import Console
+            from rich.logging import RichHandler
 
-        handler = RichHandler(
-            console=Console(stderr=True),
-            show_path=False,
-            show_level=False,
-            log_time_format="%H:%M:%S",
-        )
-    handler.addFilter(lambda record: record.levelno < logging.ERROR)
-    handler.setLevel(logging.INFO if speaks() else logging.WARNING)
-    level, logger.level = logger.level, logging.INFO
-    logger.addHandler(handler)
-    try:
+            from understudy.cli.progress import Progress
+
+            console = Console(stderr=True)
+            handler = RichHandler(
+                console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S"
+            )
+            stack.enter_context(Progress(console, directory))
+        handler.addFilter(lambda record: record.levelno < logging.ERROR)
+        handler.setLevel(logging.INFO if speaks() else logging.WARNING)
+        logger = logging.getLogger("understudy")
+        stack.callback(logger.setLevel, logger.level)
+        stack.callback(logger.removeHandler, handler)
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
         yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Data: sources, labels, seeded views, order and loaders."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -91,7 +91,7 @@ class Split:
         return torch.nonzero(self.labels != UNLABELLED).flatten()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Source:
     """A loaded data set.
 
@@ -131,6 +131,14 @@ class Source:
                     f"{len(self.classes) - 1} (or {UNLABELLED} for an unlabelled sample)."
                 )
 
+    def __repr__(self) -> str:
+        """Return a line for logs."""
+        validation = len(self.validation) if self.validation else 0
+        return (
+            f"Source({self.name!r}, {self.kind}, train={len(self.train)}, validation={validation}, "
+            f"test={len(self.test)}, classes={len(self.classes)})"
+        )
+
     @property
     def identity(self) -> str:
         """Return a hash over samples, labels, ids and class names."""
@@ -144,5 +152,5 @@ class Source:
         return digest.hexdigest()
 
 
-sources: Registry = Registry("data source", "understudy.data.sources")
+sources: Registry[Callable[..., Source]] = Registry("data source", "understudy.data.sources")
 """Functions that give a `Source`; one file each in `data/sources/`."""

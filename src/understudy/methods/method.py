@@ -24,7 +24,10 @@ methods: Registry[type[Method]] = Registry("method", "understudy.methods")
 
 @dataclass(frozen=True)
 class Ramp:
-    """A weight that changes over a stage: `start` until progress `begin`, `end` from progress `finish`, linear between."""
+    """A weight that changes over a stage.
+
+    It is `start` until progress `begin`, `end` from progress `finish`, and linear between.
+    """
 
     start: float
     end: float
@@ -47,7 +50,8 @@ class Ramp:
 class Method(nn.Module):
     """Base of every method. A method overrides only what it needs.
 
-    The constructor's typed keywords are the method's configuration: each is kept as an attribute of the same name, from which
+    The constructor's typed keywords are the method's configuration: each is kept as an attribute of
+    the same name, from which
     `config` reads it. `class KD(Method, name="kd")` enters the class into the registry.
     """
 
@@ -108,7 +112,10 @@ class Method(nn.Module):
         raise UnderstudyError(f"Method '{self.name}' defines no loss.")
 
     def after_step(self, step: Step) -> None:
-        """Update what follows the student: momentum copies, banks. Called after the optimiser's step, without gradient."""
+        """Update what follows the student: momentum copies, banks.
+
+        Called after the optimiser's step, without gradient.
+        """
 
     def valid(self, batch: Batch) -> torch.Tensor:
         """Return over how many elements of the batch the loss is a mean: the labelled samples, or all."""

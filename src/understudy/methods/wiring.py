@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -55,7 +54,10 @@ class Side:
         if name not in self.taps:
             find_module(self.module, name.partition("#")[0].partition("@")[0])
             tensors, copied = probe_taps(
-                self.module, [name], lambda tapped: call(tapped, self.inputs), training=self.training
+                self.module,
+                [name],
+                lambda tapped: call(tapped, self.inputs),
+                training=self.training,
             )
             self.taps[name] = TapShape(name, tuple(tensors[name].shape[1:]))
             self.copied |= copied
@@ -64,7 +66,10 @@ class Side:
     @cached_property
     def description(self) -> ModelDescription:
         """The model's stages and classifier."""
-        run: Callable[[nn.Module], torch.Tensor] = lambda module: logits_of(call(module, self.inputs))  # noqa: E731
+
+        def run(module: nn.Module) -> torch.Tensor:
+            return logits_of(call(module, self.inputs))
+
         return describe(self.module, run, input_height=self.input_height)
 
 
@@ -104,7 +109,11 @@ class Wiring:
         if student_tap == "auto" or teacher_tap == "auto":
             pairs = self.stage_pairs()
             chosen = next(
-                (pair for pair in pairs if student_tap == pair[0].tap or teacher_tap == pair[1].tap),
+                (
+                    pair
+                    for pair in pairs
+                    if student_tap == pair[0].tap or teacher_tap == pair[1].tap
+                ),
                 pairs[len(pairs) // 2],
             )
             student_tap = chosen[0].tap if student_tap == "auto" else student_tap

@@ -1,0 +1,1 @@
+"""Models: the zoo, taps, projectors, weights, saving and export."""

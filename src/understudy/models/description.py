@@ -42,7 +42,10 @@ class StageDescription:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """Stages in order of depth, and the classifier's path and input width (None where no linear classifier was found)."""
+    """Stages in order of depth, and the classifier's path and input width.
+
+    The latter two are None where no linear classifier was found.
+    """
 
     modules: tuple[ModuleRow, ...]
     stages: tuple[StageDescription, ...]
@@ -61,7 +64,8 @@ def describe(
         run: calls the model on an example batch and returns its logits, [B, C].
         input_height: height of the input image, from which strides follow.
 
-    Stages are what the model itself names (`tap_stages()`), else the last module at each spatial resolution of a network with maps,
+    Stages are what the model itself names (`tap_stages()`), else the last module at each spatial
+    resolution of a network with maps,
     else the repeated blocks of a network with tokens.
     """
     module = unwrap(module)
@@ -71,20 +75,28 @@ def describe(
     if callable(named):
         paths = [str(path) for path in named()]
     else:
-        paths = _map_stages(rows, order) or _token_stages(module, rows) or _vector_stages(module, order)
+        paths = (
+            _map_stages(rows, order) or _token_stages(module, rows) or _vector_stages(module, order)
+        )
     by_path = {row.path: row for row in rows}
     stages = []
     for path in paths:
         if path not in by_path or by_path[path].output_shape is None:
-            raise ModelError(f"{type(module).__name__} names the stage '{path}', which did not run.")
+            raise ModelError(
+                f"{type(module).__name__} names the stage '{path}', which did not run."
+            )
         shape = by_path[path].output_shape
         assert shape is not None
         is_map = len(shape) == 3 and input_height is not None
-        stages.append(StageDescription(path, shape, input_height / shape[1] if is_map and input_height else None))
+        stages.append(
+            StageDescription(
+                path, shape, input_height / shape[1] if is_map and input_height else None
+            )
+        )
     width = None
     if classifier is not None:
         width = dict(module.named_modules())[classifier].in_features
-    return ModelDescription(tuple(rows), tuple(stages), classifier, width, int(logits.shape[-1]))  # type: ignore[arg-type]
+    return ModelDescription(tuple(rows), tuple(stages), classifier, width, int(logits.shape[-1]))
 
 
 def _trace(
@@ -182,7 +194,8 @@ def pair_stages(
 ) -> list[tuple[StageDescription, StageDescription]]:
     """Pair every student stage with the teacher stage it corresponds to.
 
-    Stages with maps pair by stride: the deepest teacher stage with the nearest stride. Others pair by relative depth: stage i of n
+    Stages with maps pair by stride: the deepest teacher stage with the nearest stride. Others pair
+    by relative depth: stage i of n
     with stage round((i + 1) / n * m) of m.
     """
     if not student.stages or not teacher.stages:

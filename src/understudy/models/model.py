@@ -15,7 +15,11 @@ class Preprocess(Protocol):
     """Turns raw samples into what one model's forward takes. Belongs to the model, never shared by assumption."""
 
     def __call__(self, raw: Any, device: torch.device) -> Any:
-        """Encode `raw` (images [B, C, H, W] in uint8 or float in [0, 1], texts, or tensors) for the model, on `device`."""
+        """Encode `raw` for the model, on `device`.
+
+        `raw` is what a data source gives: images [B, C, H, W] in uint8 or float in [0, 1], texts, or
+        plain tensors.
+        """
 
     def config(self) -> dict[str, Any]:
         """Return what rebuilds it, as JSON values; equal configurations mean equal preprocessing."""
@@ -55,5 +59,7 @@ def fingerprint(module: nn.Module) -> str:
         if not isinstance(value, torch.Tensor):
             continue
         digest.update(f"{name}:{tuple(value.shape)}:{value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()

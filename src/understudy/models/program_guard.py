@@ -12,6 +12,7 @@ import io
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ _OPERATOR = re.compile(
 _PYTHON = re.compile(
     r"__(call|class|dict|getattr\w*|setattr|globals|init\w*|reduce\w*|module|self)__"
 )
-_NAME = re.compile(r"[\w.@]*")
+_NAME = re.compile(r"[\w.@-]*")
 _EXPRESSION = re.compile(r"[\w\s+\-*/%().,<>=&|~']*")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _SYMBOL = re.compile(r"[a-z]{1,4}\d+")
@@ -99,7 +100,9 @@ def _check_example(data: bytes, path: Path) -> None:
     if not data:
         return
     try:
-        torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ModelError(
             f"{path} holds example inputs that are more than tensors, which could run code when read."

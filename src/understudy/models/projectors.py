@@ -12,8 +12,10 @@ from understudy.errors import ModelError
 class Projector(nn.Module):
     """Brings a student feature and a teacher feature to one shape.
 
-    A vector is mapped by a linear layer, a map by a 1x1 convolution after both maps were pooled to the smaller of the two sizes,
-    a sequence by a linear layer per token after both were pooled to the shorter length. A token sequence facing a map is laid out
+    A vector is mapped by a linear layer, a map by a 1x1 convolution after both maps were pooled to
+    the smaller of the two sizes,
+    a sequence by a linear layer per token after both were pooled to the shorter length. A token
+    sequence facing a map is laid out
     as a map (prefix tokens dropped); a map facing a vector is pooled globally.
 
     Args:
@@ -87,7 +89,8 @@ def _arrange(feature: torch.Tensor, form: str) -> torch.Tensor:
 def tokens_to_map(tokens: torch.Tensor) -> torch.Tensor:
     """Lay tokens [B, P + H * H, D] out as a square map [B, D, H, H]; the P leading prefix tokens are dropped.
 
-    P is the smallest number that leaves a square: 1 for a class token, 2 with a distillation token, 5 with four registers.
+    P is the smallest number that leaves a square: 1 for a class token, 2 with a distillation token,
+    5 with four registers.
     """
     batch, count, width = tokens.shape
     side = int(count**0.5)

@@ -31,9 +31,13 @@ class Tap:
         path, _, call = text.partition("#")
         path, _, side = path.partition("@")
         if side not in ("", "input", "output"):
-            raise UnknownName(f"Tap '{text}' asks for the side '{side}'; a tap has '@input' and '@output'.")
+            raise UnknownName(
+                f"Tap '{text}' asks for the side '{side}'; a tap has '@input' and '@output'."
+            )
         if call and not call.isdigit():
-            raise UnknownName(f"Tap '{text}' asks for call '{call}'; after '#' stands a number from 0.")
+            raise UnknownName(
+                f"Tap '{text}' asks for call '{call}'; after '#' stands a number from 0."
+            )
         return cls(path, side or "output", int(call) if call else None)
 
 
@@ -52,7 +56,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 def find_module(model: nn.Module, path: str) -> nn.Module:
     """Return the module at a dotted `path`; a wrong path is refused with the nearest ones."""
-    modules = dict(unwrap(model).named_modules())
+    modules: dict[str, nn.Module] = dict(unwrap(model).named_modules())
     if not path or path not in modules:
         raise unknown_name("module (tap)", path, [name for name in modules if name])
     return modules[path]
@@ -61,7 +65,8 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
 class Tapped(nn.Module):
     """A model that returns its output together with the tensors at its taps.
 
-    The taps are forward hooks that write into a table which lives for one call only; nothing stays on the side, so that a compiled
+    The taps are forward hooks that write into a table which lives for one call only; nothing stays
+    on the side, so that a compiled
     or distributed wrapper around this module sees them as plain outputs. A recomputation by activation checkpointing
     happens outside of the call and is not recorded.
 
@@ -163,7 +168,7 @@ def first_tensor(value: Any) -> torch.Tensor | None:
 
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
-    """Run a block that may call `module` and leave its buffers, training flags and torch's random state as they were."""
+    """Run a block that may call `module`; leave its buffers, flags and torch's random state as they were."""
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     flags = {part: part.training for part in module.modules()}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def read_state(file: Path) -> dict[str, torch.Tensor]:
                 f"{file} is damaged or no safetensors file: {first_line(error)}"
             ) from error
     try:
-        with torch.serialization.safe_globals(_number_types()):
+        with torch.serialization.safe_globals(_number_types()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(

@@ -19,11 +19,12 @@ class Card:
 
     Attributes:
         takes: what student and teacher are: "logits" [B, C], "tokens" (logits) [B, T, V], "vectors" [B, D],
-            "maps" [B, C, H, W], "sequences" (features) [B, T, D], "attention" (queries, keys or values) [B, heads, T, D],
-            "scores" (of every sample with every sample) [B, B].
-        needs: further tensors that the call needs, by keyword: "labels", or a name with what it holds and its dimensions,
-            as in "baseline: real B". What it holds: "real" numbers, "positive" ones, "probabilities" over the last dimension,
-            "classes" (int64, one of C) or "samples" (int64, one of B). Dimensions are B (batch), C (classes or width), T (time) or numbers.
+            "maps" [B, C, H, W], "sequences" (features) [B, T, D], "attention" (queries, keys or values) [B, heads,
+            T, D], "scores" (of every sample with every sample) [B, B].
+        needs: further tensors that the call needs, by keyword: "labels", or a name with what it holds and its
+            dimensions, as in "baseline: real B". What it holds: "real" numbers, "positive" ones, "probabilities"
+            over the last dimension, "classes" (int64, one of C) or "samples" (int64, one of B). Dimensions are B
+            (batch), C (classes or width), T (time) or numbers.
         teacher: whether there is a teacher tensor at all (false for self-distillation and cross-entropy).
         minimum: the value at student = teacher; None where it has none to declare.
         invariances: laws the value obeys under a change of the student tensor: "shift" (adding a number to a sample's

@@ -4,7 +4,41 @@ from __future__ import annotations
 
 import torch
 
-from understudy.objectives.reduction import reduce
+from understudy.objectives.reduction import in_float, reduce
+
+
+def pair(
+    student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both in float32 or better, the teacher detached, with zeros where the weight is 0.
+
+    Args:
+        student: [B, ...].
+        teacher: [B, ...].
+        weight: weights or mask over leading dimensions of both; None for all ones.
+    """
+    return blank(in_float(student), weight), blank(in_float(teacher).detach(), weight)
+
+
+def blank(features: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    """Put zeros where the weight is 0, so that whatever stood there (padding, NaN) reaches neither value nor gradient.
+
+    Args:
+        features: [B, ...].
+        weight: weights or mask over the leading dimensions of the features.
+
+    Raises:
+        ValueError: the weight does not fit.
+    """
+    if weight is None:
+        return features
+    try:
+        given = weight.reshape(weight.shape + (1,) * (features.dim() - weight.dim()))
+        return features.masked_fill(given.expand_as(features) == 0, 0.0)
+    except RuntimeError as error:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}, which does not fit features of shape {tuple(features.shape)}"
+        ) from error
 
 
 def average(values: torch.Tensor, weight: torch.Tensor | None, reduction: str) -> torch.Tensor:
@@ -12,7 +46,8 @@ def average(values: torch.Tensor, weight: torch.Tensor | None, reduction: str) -
 
     Args:
         values: [B, ...].
-        weight: weights or mask over the leading dimensions of `values`: [B], [B, T], ... or all of them; None for [B] of ones.
+        weight: weights or mask over the leading dimensions of `values`: [B], [B, T], ... or all of them; None for
+            [B] of ones.
         reduction: "mean" over valid elements, "sum" or "none" (the weight's shape).
 
     Raises:

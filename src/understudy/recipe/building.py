@@ -136,10 +136,11 @@ class ModelMaker:
             raise type(error)(f"{place}: {error}") from error
 
     def _live(self, given: Any, copied: bool) -> Model:
+        made = given
         if not isinstance(given, nn.Module | Model):
             made = given()
-        else:
-            made = copy.deepcopy(given) if copied else given
+        elif copied:
+            made = copy.deepcopy(given)
         if isinstance(made, Model):
             return made
         return live_model(

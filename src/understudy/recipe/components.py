@@ -7,7 +7,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     BaseModel,
@@ -24,6 +24,8 @@ from understudy.errors import UnderstudyError, UnknownName
 from understudy.recipe.hints import descriptions, strict
 from understudy.recipe.problems import Expected, Section, found, problem, problem_at
 
+Extra = Mapping[str, tuple[Any, Any, str]]
+"""Name -> type hint, default and description."""
 SCHEMA_MARK = "x-component"
 """Key of the JSON schema that stands for a kind of component until the whole schema is put together."""
 
@@ -63,8 +65,8 @@ class Kind:
         checked: whether making one is cheap, so that its values are checked by making it.
     """
 
-    extra: Mapping[str, tuple[Any, Any, str]] = {}
-    """Keys that a recipe may give beside the constructor's: name -> (type hint, default, description)."""
+    extra: ClassVar[Extra] = {}
+    """Keys that a recipe may give beside the constructor's."""
 
     def __init__(
         self,
@@ -149,11 +151,9 @@ class Kind:
     def _try(self, component: Component) -> None:
         """Make a component once, so that values that its constructor refuses are found now."""
         try:
-            made = self.make(component)
+            self.make(component)
         except (ValueError, TypeError, RuntimeError, UnderstudyError) as error:
             raise problem(str(error) or type(error).__name__) from None
-        if not isinstance(made, self.live):
-            raise problem(f"'{component.name}' gives {found(made)}, which is no {self.label}")
 
     def component(self, name: str, values: Mapping[str, Any]) -> Component:
         """Return the component, what is no keyword of the constructor apart."""
@@ -191,10 +191,19 @@ class Kind:
         return None
 
     def make(self, component: Component) -> Any:
-        """Return a fresh object; a live one is returned as it is."""
+        """Return a fresh object; a live one is returned as it is.
+
+        Raises:
+            UnderstudyError: what was named makes something else; or whatever a constructor says of its values.
+        """
         if component.live is not None:
             return component.live
-        return self.find(component.name)(**component.keywords)
+        made = self.find(component.name)(**component.keywords)
+        if not isinstance(made, self.live):
+            raise UnderstudyError(
+                f"'{component.name}' gives {found(made)}, which is no {self.label}"
+            )
+        return made
 
     def __hash__(self) -> int:
         """Hash by identity."""
@@ -214,7 +223,7 @@ class Kind:
 def keyword_section(
     name: str,
     target: Callable[..., Any],
-    extra: Mapping[str, tuple[Any, Any, str]] | None = None,
+    extra: Extra | None = None,
     skip: int = 0,
 ) -> type[Section]:
     """Return the section whose keys are the keywords of a class or function.
@@ -249,7 +258,8 @@ def keyword_section(
         fields[parameter.name] = (read, Field(default, description=texts.get(parameter.name)))
     for key, (hint, default, text) in (extra or {}).items():
         fields[key] = (strict(hint), Field(default, description=text))
-    section = create_model(name, __base__=_Open if open_ended else Section, **fields)
+    base: type[Section] = _Open if open_ended else Section
+    section: type[Section] = create_model(name, __base__=base, **fields)
     section.__doc__ = (inspect.getdoc(target) or "").split("\n\n")[0].replace("\n", " ") or None
     return section
 

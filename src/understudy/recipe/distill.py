@@ -35,8 +35,8 @@ def distill(
     The arguments are the keys of a recipe and take what stands there in YAML, or the objects themselves.
 
     Args:
-        teacher: a module that knows its task already, a model name ("kd:resnet56"), or a mapping with `model` and how to
-            `train` it; None when no method needs one.
+        teacher: a module that knows its task already, a model name ("kd:resnet56"), or a mapping with `model` and
+            how to `train` it; None when no method needs one.
         student: a module (copied for every seed), a function that makes one, or a model name.
         data: a `Source`, a source's name or mapping, a dataset, (training set, test set), or
             ((inputs, labels), (test inputs, test labels)); or a mapping with `source`, `labels`, `transforms`, ...

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import functools
 import inspect
+import operator
 import re
 import types
 import typing
@@ -27,18 +29,14 @@ from pydantic_core import core_schema
 
 from understudy.errors import UnderstudyError, suggestion
 from understudy.recipe.problems import Expected, Section, found, problem
+from understudy.recipe.words import LISTS, MAPPINGS, Known, in_words, yaml_word
 
-Known = Mapping[type, Any]
-"""Classes that stand for something else in a recipe -> the pydantic type that reads it."""
-
-_SCALARS: dict[Any, tuple[Any, str]] = {
-    int: (Annotated[int, Field(strict=True)], "a whole number"),
-    float: (Annotated[float, Field(strict=True, allow_inf_nan=False)], "a number"),
-    bool: (Annotated[bool, Field(strict=True)], "true or false"),
-    str: (Annotated[str, Field(strict=True)], "text"),
+_SCALARS: dict[Any, Any] = {
+    int: Annotated[int, Field(strict=True)],
+    float: Annotated[float, Field(strict=True, allow_inf_nan=False)],
+    bool: Annotated[bool, Field(strict=True)],
+    str: Annotated[str, Field(strict=True)],
 }
-_LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
-_MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
 def strict(hint: Any, known: Known | None = None) -> Any:
@@ -56,7 +54,7 @@ def strict(hint: Any, known: Known | None = None) -> Any:
         return known[hint]
     words = in_words(hint, known)
     if hint in _SCALARS:
-        return Annotated[_SCALARS[hint][0], _one_problem(words), Expected(words)]
+        return Annotated[_SCALARS[hint], _one_problem(words), Expected(words)]
     if hint is Path:
         kept = Annotated[Any, PlainValidator(_path), WithJsonSchema({"type": "string"})]
         return Annotated[kept, Expected(words)]
@@ -64,9 +62,9 @@ def strict(hint: Any, known: Known | None = None) -> Any:
         return Annotated[hint, _choice(arguments), Expected(words)]
     if origin in (Union, types.UnionType):
         return _union(arguments, words, known)
-    if hint in _LISTS or origin in _LISTS:
+    if hint in LISTS or origin in LISTS:
         return _list(hint, words, known)
-    if hint in _MAPPINGS or origin in _MAPPINGS:
+    if hint in MAPPINGS or origin in MAPPINGS:
         value = strict(arguments[1], known) if arguments else Any
         return Annotated[dict[str, value], _is(Mapping, words), Expected(words)]  # type: ignore[valid-type]
     if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
@@ -78,43 +76,6 @@ def strict(hint: Any, known: Known | None = None) -> Any:
             Any, _instance(collections.abc.Callable, words), WithJsonSchema({"not": {}})
         ]
     return Any
-
-
-def in_words(hint: Any, known: Known | None = None) -> str:
-    """Say what a hint takes: "a whole number or null"."""
-    known = known or {}
-    origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return "anything"
-    if hint in _SCALARS:
-        return _SCALARS[hint][1]
-    if inspect.isclass(hint) and hint in known:
-        return next(mark.words for mark in get_args(known[hint])[1:] if hasattr(mark, "words"))
-    if hint is None or hint is type(None):
-        return "null"
-    if hint is Path:
-        return "a path"
-    if origin is Literal:
-        return _either(
-            [f"'{value}'" if isinstance(value, str) else _yaml(value) for value in arguments]
-        )
-    if origin in (Union, types.UnionType):
-        return _either([in_words(argument, known) for argument in arguments])
-    if hint in _LISTS or origin in _LISTS:
-        if origin is tuple and arguments and arguments[-1] is not Ellipsis:
-            return f"a list of {len(arguments)}: {', '.join(in_words(item, known) for item in arguments)}"
-        item = in_words(arguments[0], known) if arguments else ""
-        return f"a list, each {item}" if item and item != "anything" else "a list"
-    if hint in _MAPPINGS or origin in _MAPPINGS:
-        return "a mapping"
-    if inspect.isclass(hint) and dataclasses.is_dataclass(hint):
-        names = ", ".join(field.name for field in dataclasses.fields(hint))
-        return f"a mapping with {names}"
-    if inspect.isclass(hint) and hint is not object:
-        return f"an object of class {hint.__module__}.{hint.__qualname__} (from Python)"
-    if origin is collections.abc.Callable or hint is Callable:
-        return "a function (from Python)"
-    return "anything"
 
 
 def derived(
@@ -219,9 +180,8 @@ def _union(members: tuple[Any, ...], words: str, known: Known) -> Any:
         for m in rest
         if inspect.isclass(m) and dataclasses.is_dataclass(m)
     ]
-    adapter: Any = TypeAdapter(
-        Union[tuple(m if m is type(None) else strict(m, known) for m in members)]
-    )  # noqa: UP007
+    types_of = [m if m is type(None) else strict(m, known) for m in members]
+    adapter: TypeAdapter[Any] = TypeAdapter(functools.reduce(operator.or_, types_of))
 
     def read(value: Any) -> Any:
         if readers and isinstance(value, Mapping):
@@ -242,10 +202,11 @@ def _list(hint: Any, words: str, known: Known) -> Any:
     if get_origin(hint) is tuple and arguments and arguments[-1] is not Ellipsis:
         fixed: Any = tuple[tuple(strict(item, known) for item in arguments)]  # type: ignore[misc]
         return Annotated[fixed, _length(len(arguments), words), check, Expected(words)]
-    item = strict(arguments[0], known) if arguments else Any
+    item: Any = strict(arguments[0], known) if arguments else Any
+    many: Any = tuple[item, ...]
     if list in (hint, get_origin(hint)):
-        return Annotated[list[item], check, Expected(words)]  # type: ignore[valid-type]
-    return Annotated[tuple[item, ...], check, Expected(words)]
+        many = list[item]
+    return Annotated[many, check, Expected(words)]
 
 
 def _one_problem(words: str) -> WrapValidator:
@@ -265,7 +226,7 @@ def _choice(valid: tuple[Any, ...]) -> WrapValidator:
             return value
         if isinstance(value, str):
             raise problem(
-                f"there is no choice '{value}'. {suggestion(value, [_yaml(v) for v in valid])}"
+                f"there is no choice '{value}'. {suggestion(value, [yaml_word(v) for v in valid])}"
             )
         raise problem(f"expected {in_words(Literal[valid])}, found {found(value)}")
 
@@ -303,12 +264,3 @@ def _path(value: Any) -> str:
     if not isinstance(value, str | Path):
         raise problem(f"expected a path, found {found(value)}")
     return str(value)
-
-
-def _either(parts: list[str]) -> str:
-    unique = list(dict.fromkeys(parts))
-    return unique[0] if len(unique) == 1 else ", ".join(unique[:-1]) + " or " + unique[-1]
-
-
-def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

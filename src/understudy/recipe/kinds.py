@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, Field, create_model
@@ -20,9 +20,10 @@ from understudy.methods.method import Method, Ramp, methods
 from understudy.models.build import builders
 from understudy.models.build import names as model_names
 from understudy.models.model import Model
-from understudy.recipe.components import Component, Kind
-from understudy.recipe.hints import Known, strict
+from understudy.recipe.components import Component, Extra, Kind
+from understudy.recipe.hints import strict
 from understudy.recipe.problems import Section, found, problem
+from understudy.recipe.words import Known
 from understudy.training.optimizers import Optimizer, optimizer_class, optimizer_classes
 from understudy.training.schedules import Schedule, schedules
 
@@ -30,7 +31,7 @@ from understudy.training.schedules import Schedule, schedules
 class _MethodKind(Kind):
     """Methods, which have a weight beside their keywords."""
 
-    extra = {
+    extra: ClassVar[Extra] = {
         "weight": (
             float | Ramp,
             1.0,
@@ -45,8 +46,10 @@ class _MethodKind(Kind):
         )
 
     def make(self, component: Component) -> Method:
-        # A method holds projectors and banks once it is wired: every member needs its own.
-        method: Method = copy.deepcopy(super().make(component))
+        method: Method = super().make(component)
+        if component.live is not None:
+            # A method holds projectors and banks once it is wired: every member needs its own.
+            method = copy.deepcopy(method)
         return method.weighted(component.extra.get("weight", 1.0))
 
 
@@ -78,9 +81,9 @@ class _SourceKind(Kind):
 
 
 class _ModelKind(Kind):
-    """Models, by prefix and name. Which keywords there are depends on the prefix, so they are checked when it is built."""
+    """Models, by prefix and name. Their keywords depend on the prefix, so they are checked when one is built."""
 
-    extra = {
+    extra: ClassVar[Extra] = {
         "weights": (str | None, None, "where the weights come from, None for fresh ones"),
         "preprocess": (dict[str, Any] | None, None, "changes of the model's own preprocessing"),
     }
@@ -114,7 +117,7 @@ _ModelKeywords = create_model(
 
 
 def find_prefix(name: str) -> Callable[..., Any]:
-    """Return what builds models like `name`; only the prefix is looked at, since listing a library's models takes seconds."""
+    """Return what builds models like `name`; only the prefix is judged, for listing a library takes seconds."""
     prefix, _, rest = name.partition(":")
     if not prefix or not rest or prefix not in builders:
         known = ", ".join(f"{each}:" for each in builders.names())

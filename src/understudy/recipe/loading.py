@@ -64,7 +64,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         overrides: `a.b=c` each, see `override`.
 
     Raises:
-        RecipeError: lists every problem with its place, the line it stands in, what was expected and the nearest valid names.
+        RecipeError: lists every problem with its place and line, what was expected and the nearest valid names.
     """
     text, title = read_text(path)
     values, lines = read_yaml(text, title)
@@ -98,9 +98,10 @@ def from_values(values: Mapping[str, Any]) -> Recipe:
 
 def _validated(values: Mapping[str, Any], title: str, origin: Any) -> Recipe:
     try:
-        return Recipe.model_validate(dict(values))
+        recipe: Recipe = Recipe.model_validate(dict(values))
     except ValidationError as error:
         raise recipe_error(error, title, origin) from None
+    return recipe
 
 
 def _default_name(path: Path) -> str:

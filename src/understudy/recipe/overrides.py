@@ -16,8 +16,8 @@ def override(values: Any, overrides: Sequence[str]) -> tuple[Any, dict[Place, st
 
     Args:
         values: what the recipe's YAML holds; not changed.
-        overrides: `a.b=c` each; `c` is read as YAML, a number addresses a list item. A component that was given by its name
-            alone takes keywords: `student.model.width=0.5`.
+        overrides: `a.b=c` each; `c` is read as YAML, a number addresses a list item. A component that was given
+            by its name alone takes keywords: `student.model.width=0.5`.
 
     Raises:
         RecipeError: an override has no `=`, no such list item exists, or the way leads through a plain value.

@@ -41,7 +41,7 @@ _SettingFields: Any = derived("SettingFields", Settings)
 class Recipe(_SettingFields, StageDefaults):  # type: ignore[misc]
     """A recipe, checked and complete.
 
-    Make one with `load` or `from_values`. Stages have taken over the defaults of the recipe; `methods` has become an arm.
+    Make one with `load` or `from_values`. Stages have taken over the recipe's defaults; `methods` has become an arm.
     """
 
     name: str = Field("run", description="what the run is called; its directory is runs/NAME")
@@ -52,7 +52,8 @@ class Recipe(_SettingFields, StageDefaults):  # type: ignore[misc]
     student: StudentSection = Field(description="the student")
     baseline: bool = Field(
         True,
-        description="whether to add the arm `baseline`: the student learns from labels alone, for as many steps as the longest arm",
+        description="whether to add the arm `baseline`: the student learns from labels alone, for as many steps as "
+        "the longest arm",
     )
     arms: dict[str, Arm] | None = Field(
         None,

@@ -19,7 +19,7 @@ def schema() -> dict[str, Any]:
     for kind in KINDS:
         definitions[_key(kind)] = _component(kind, definitions)
     _add_short_forms(whole, definitions)
-    return {"$schema": DIALECT, "title": "understudy recipe", **_linked(whole)}
+    return {"$schema": DIALECT, **_linked(whole), "title": "understudy recipe"}
 
 
 def _key(kind: Kind) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import Field
@@ -116,7 +117,7 @@ def read_stage(
             del filled[key]
     if methods is not None:
         filled.setdefault("methods", list(methods))
-    stage = StageSection.model_validate(filled)
+    stage: StageSection = StageSection.model_validate(filled)
     try:
         stage.build()
     except (ValueError, UnderstudyError) as error:
@@ -143,7 +144,7 @@ def read_arm(
         return value
     if isinstance(value, list | tuple):
         read = gather(
-            "methods", [((i,), lambda item=item: METHOD.read(item)) for i, item in enumerate(value)]
+            "methods", [((i,), partial(METHOD.read, item)) for i, item in enumerate(value)]
         )
         return Arm(stages=[read_stage({"methods": read}, defaults, name=name)])
     if not isinstance(value, Mapping):
@@ -167,8 +168,7 @@ def read_arm(
         return read_stage(item, defaults, name=called, methods=methods)
 
     stages = gather(
-        "stages",
-        [(("stages", i), lambda i=i, item=item: one(i, item)) for i, item in enumerate(items)],
+        "stages", [(("stages", i), partial(one, i, item)) for i, item in enumerate(items)]
     )
     names = [stage.name for stage in stages]
     twice = [stage for stage in names if names.count(stage) > 1]
@@ -190,9 +190,8 @@ def read_arms(value: Any, defaults: Defaults) -> dict[str, Arm]:
         check_name(name)
         return read_arm(item, defaults)
 
-    names = list(value)
-    arms = gather("arms", [((name,), lambda name=name: one(name, value[name])) for name in names])
-    return dict(zip(names, arms, strict=True))
+    arms = gather("arms", [((name,), partial(one, name, item)) for name, item in value.items()])
+    return dict(zip(value, arms, strict=True))
 
 
 def read_teacher(value: Any, defaults: Defaults) -> TeacherSection | None:
@@ -202,9 +201,6 @@ def read_teacher(value: Any, defaults: Defaults) -> TeacherSection | None:
     given = dict(value) if is_section(value, "model") else {"model": value}
     training = given.pop("train", None)
 
-    def rest() -> TeacherSection:
-        return TeacherSection.model_validate(given)
-
     def train() -> Arm | None:
         if training is None:
             return None
@@ -212,7 +208,9 @@ def read_teacher(value: Any, defaults: Defaults) -> TeacherSection | None:
             training, defaults, name=TEACHER, methods=[METHOD.from_object(Supervised())]
         )
 
-    teacher, arm = gather("teacher", [((), rest), (("train",), train)])
+    teacher, arm = gather(
+        "teacher", [((), partial(TeacherSection.model_validate, given)), (("train",), train)]
+    )
     if arm is not None and arm.needs_teacher:
         raise problem_at(
             ("train",), "the teacher itself has no teacher; train it with `supervised`", training

@@ -18,9 +18,8 @@ _MOST_VALUES = 100_000
 class _Loader(yaml.SafeLoader):
     """The safe loader with the scalars of YAML 1.2, where `1e-3` is a number and `no` is a text."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
-
+_Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in [
     ("null", r"~|null|Null|NULL|", [*"~nN", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
@@ -97,9 +96,10 @@ def _walk(
     line = node.start_mark.line + 1
     where = f"{title}, line {line}: {dotted(place)}"
     if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
         raise RecipeError(
-            f"{where} has the tag '{node.tag.replace('tag:yaml.org,2002:', '!!')}'. A recipe holds plain values and never "
-            "runs code on its own; to use your own class or function, name it as py:module:attribute."
+            f"{where} has the tag '{tag}'. A recipe holds plain values and never runs code on its own; to use your "
+            "own class or function, name it as py:module:attribute."
         )
     if id(node) in above:
         raise RecipeError(f"{where} contains itself through an alias.")
@@ -122,7 +122,8 @@ def _walk(
                 )
             if name in seen:
                 raise RecipeError(
-                    f"{title}, line {at}: '{dotted((*place, name))}' is given twice; it stands in line {seen[name]} already."
+                    f"{title}, line {at}: '{dotted((*place, name))}' is given twice; "
+                    f"it stands in line {seen[name]} already."
                 )
             seen[name] = at
             _walk(item, place if name == "<<" else (*place, name), lines, title, inside)

@@ -62,11 +62,6 @@ def size(value: float) -> str:
     return f"{value:.0f} B"
 
 
-def millions(value: float) -> str:
-    """Return a count in millions, with three significant digits."""
-    return _three(value / 1e6)
-
-
 def duration(seconds: float) -> str:
     """Return seconds as "0.8 s", "42 s", "3 min 05 s" or "2 h 07 min"."""
     if seconds < 10:
@@ -171,10 +166,10 @@ COST = (
     Column("parameters", "Parameters", "Numbers in the model.", better="lower", form=count),
     Column(
         "flops",
-        "MFLOPs",
-        "Million operations for one sample; a multiply-add counts 2.",
+        "FLOPs",
+        "Floating-point operations for one sample; a multiply-add counts 2.",
         better="lower",
-        form=millions,
+        form=count,
     ),
     Column("bytes", "On disk", "Bytes of the exported model.", better="lower", form=size),
     Column(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from understudy.report import formatting
 from understudy.report.curves import last_validation
 from understudy.report.run import BASELINE, TEACHER, RunData
-from understudy.report.statistics import Row, Spread, spread
+from understudy.report.statistics import SIGNIFICANCE, Row, Spread, spread
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,8 @@ def verdict(row: Row, baseline: Row | None) -> tuple[str, str]:
             "unclear",
         )
     between = f"95 % interval {formatting.interval(test)} points"
+    if test.p_value < SIGNIFICANCE and not test.significant:
+        return f"{test.n} seeds give a hint, not more ({between}).", "unclear"
     if not test.significant:
         return (
             f"With {test.n} seeds this difference cannot be told from chance ({between}).",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
@@ -117,7 +118,8 @@ def write_page(text: str, output: Path) -> Path:
         beside.write_text(text, encoding="utf-8")
         beside.replace(output)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # What could not be written may not be there to remove.
+            beside.unlink(missing_ok=True)
         raise RunDirectoryError(
             f"The report '{output}' cannot be written: {error.strerror or error}."
         ) from error

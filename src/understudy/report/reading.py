@@ -71,12 +71,12 @@ def _read_metrics(run: RunData, path: Path) -> None:
 
 
 class _LineReader:
-    """Takes the lines one after the other; remembers where each member's stages began."""
+    """Takes the lines one after the other; remembers how far each member has come."""
 
     def __init__(self, run: RunData) -> None:
         self.run = run
         self.results: dict[Member, Result] = {}
-        self._place: dict[Member, tuple[str, int, int]] = {}
+        self._places: dict[tuple[str, str, int | None], tuple[int, int]] = {}
 
     def take(self, line: Mapping[str, Any]) -> None:
         moment = str(line.get("time", ""))
@@ -139,15 +139,15 @@ class _LineReader:
                 self.run.resumed[member] = self.run.resumed.get(member, 0) + 1
 
     def _position(self, line: Mapping[str, Any]) -> int:
-        """Return the step since the member began, also where a new stage counts from the start again."""
-        member: Member = (line["arm"], line["seed"])
-        stage, step = str(line.get("stage", "")), int(line["step"])
-        known, offset, last = self._place.get(member, (stage, 0, 0))
-        if stage != known and step + offset <= last:
+        """Return the step since the member began, also where each stage counts from the start again."""
+        place = (line["event"], line["arm"], line["seed"])
+        step = int(line["step"])
+        offset, last = self._places.get(place, (0, 0))
+        if step + offset <= last:
+            # Steps only grow within a stage.
             offset = last
-        position = offset + step
-        self._place[member] = (stage, offset, max(last, position))
-        return position
+        self._places[place] = (offset, offset + step)
+        return offset + step
 
 
 def _load_json(path: Path) -> dict[str, Any]:

@@ -22,6 +22,8 @@ COSTS = (
     "samples",
 )
 SIGNIFICANCE = 0.05
+FEWEST_PAIRS = 3
+"""From two pairs a small p-value rests on the assumed normal distribution alone; it is shown, not believed."""
 CONFIDENCE = 0.95
 
 
@@ -67,8 +69,8 @@ class PairedTest:
 
     @property
     def significant(self) -> bool:
-        """Tell whether the p-value is below 0.05."""
-        return self.p_value is not None and self.p_value < SIGNIFICANCE
+        """Tell whether the p-value is below 0.05, from at least three pairs."""
+        return self.p_value is not None and self.p_value < SIGNIFICANCE and self.n >= FEWEST_PAIRS
 
 
 @dataclass(frozen=True)

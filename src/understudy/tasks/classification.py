@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -9,7 +12,6 @@ from understudy import objectives
 from understudy.data.batch import Batch
 from understudy.errors import TrainingError
 from understudy.models.outputs import Outputs, call, logits_of
-from understudy.models.taps import Tapped
 
 
 class Classification:
@@ -18,12 +20,14 @@ class Classification:
     name = "classification"
 
     def forward(self, module: nn.Module, batch: Batch, role: str) -> Outputs:
-        """Run the model of `role` on the batch; a `Tapped` (or wrapped) module also gives its features."""
+        """Run the model of `role` on the batch."""
         raw = call(module, batch.inputs[role])
         return Outputs(logits=logits_of(raw))
 
-    def forward_tapped(self, tapped: Tapped | nn.Module, batch: Batch, role: str) -> Outputs:
-        """Run a tapped model on the batch."""
+    def forward_tapped(
+        self, tapped: Callable[..., tuple[Any, dict[str, torch.Tensor]]], batch: Batch, role: str
+    ) -> Outputs:
+        """Run a `Tapped` model (or a compiled one) on the batch."""
         raw, features = call(tapped, batch.inputs[role])
         return Outputs(logits=logits_of(raw), features=features)
 

@@ -48,7 +48,7 @@ class LiveTeacher:
     def targets(self, batch: Batch) -> Outputs:
         """Return the teacher's logits and tapped features for the batch."""
         with torch.no_grad(), self.precision():
-            return self._task.forward_tapped(self._run, batch, self.role)  # type: ignore[arg-type]
+            return self._task.forward_tapped(self._run, batch, self.role)
 
     def close(self) -> None:
         """Remove the taps and give the training flags back."""

@@ -1,0 +1,1 @@
+"""Training: the loop, stages, checkpoints, and everything around a run."""

@@ -20,8 +20,10 @@ logger = logging.getLogger("understudy")
 class Checkpoints:
     """The checkpoints of one member of a run.
 
-    Each is a file of tensors and plain values beside a JSON companion with its checksum. The file is written under another name, flushed
-    to the disk and renamed, and its companion follows; one without a companion, or whose checksum differs, does not count.
+    Each is a file of tensors and plain values beside a JSON companion with its checksum. The file
+    is written under another name, flushed
+    to the disk and renamed, and its companion follows; one without a companion, or whose checksum
+    differs, does not count.
 
     Args:
         folder: where they lie.
@@ -54,7 +56,9 @@ class Checkpoints:
             partial.unlink(missing_ok=True)
             kept = self._paths()
             held = f"The last good one is {kept[-1]}." if kept else "There is none before it."
-            raise RunDirectoryError(f"Checkpoint {path} could not be written: {error}. {held}") from error
+            raise RunDirectoryError(
+                f"Checkpoint {path} could not be written: {error}. {held}"
+            ) from error
         for old in self._paths()[: -self.keep]:
             _remove(old)
         return path

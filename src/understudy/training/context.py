@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +42,7 @@ class Context:
         world: this process among its peers.
         directory: where results go; None when nothing is written (a plan).
         precision: how models run; decided once per run.
-        evaluations: predictions of the teacher on the test split, once there are any.
+        teacher_predictions: the teacher's predictions on the test split, once there are any.
     """
 
     experiment: Experiment
@@ -50,6 +51,7 @@ class Context:
     directory: RunDirectory | None = None
     precision: Precision = field(default_factory=Precision)
     teacher_predictions: Predictions | None = None
+    _loaders: dict[tuple[int, str], EvaluationLoader] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -76,7 +78,7 @@ class Context:
         """Move a model to the device and into the run's memory format."""
         model.module.to(self.world.device)
         if self.precision.channels_last:
-            nn.Module.to(model.module, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.module.to(memory_format=torch.channels_last)
         if hasattr(model.preprocess, "channels_last"):
             model.preprocess.channels_last = self.precision.channels_last
         return model
@@ -117,9 +119,7 @@ class Context:
             seed=seeding.derive(seed, "order", number),
             labelled_only=self._learns_from_labels_only(split, stage),
         )
-        views = Views(
-            data.transforms, seed=seeding.derive(seed, "views"), count=data.views
-        )
+        views = Views(data.transforms, seed=seeding.derive(seed, "views"), count=data.views)
         loader = TrainingLoader(
             split,
             order,
@@ -147,24 +147,17 @@ class Context:
             compile=settings.compile,
         )
 
-    def example(
-        self, split: Split, encoders: Mapping[str, Any], size: int = EXAMPLE_SIZE
-    ) -> Batch:
+    def example(self, split: Split, encoders: Mapping[str, Any], size: int = EXAMPLE_SIZE) -> Batch:
         """Return the first samples of a split as a batch."""
         part = split.subset(torch.arange(min(size, len(split))))
-        loader = EvaluationLoader(part, encoders, batch_size=size, device=self.world.device, workers=0)
+        loader = EvaluationLoader(
+            part, encoders, batch_size=size, device=self.world.device, workers=0
+        )
         return next(iter(loader))
 
     def predictions(self, model: Model, module: nn.Module, split: Split) -> Predictions:
         """Run a module, with a model's preprocessing, over a split in evaluation mode and float32."""
-        settings = self.experiment.settings
-        loader = EvaluationLoader(
-            split,
-            {"student": model.preprocess},
-            batch_size=settings.evaluation_batch_size,
-            device=self.world.device,
-            workers=settings.workers,
-        )
+        loader = self._evaluation_loader(model, split)
         flags = {part: part.training for part in module.modules()}
         module.eval()
 
@@ -178,6 +171,26 @@ class Context:
         finally:
             for part, training in flags.items():
                 part.training = training
+
+    def close(self) -> None:
+        """Stop the workers that read what is evaluated."""
+        for loader in self._loaders.values():
+            loader.close()
+        self._loaders.clear()
+
+    def _evaluation_loader(self, model: Model, split: Split) -> EvaluationLoader:
+        """Return the loader of a split for a model's preprocessing; kept, since every epoch asks for it."""
+        settings = self.experiment.settings
+        key = (id(split), json.dumps(model.preprocess.config(), sort_keys=True))
+        if key not in self._loaders:
+            self._loaders[key] = EvaluationLoader(
+                split,
+                {"student": model.preprocess},
+                batch_size=settings.evaluation_batch_size,
+                device=self.world.device,
+                workers=settings.workers,
+            )
+        return self._loaders[key]
 
     def measure_classes(
         self, student: Model, teacher: Model | None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from understudy.data.source import Source
-from understudy.data.views import Transform
+from understudy.data.views import Mixing, Transform
 from understudy.models.model import Model
 from understudy.tasks.classification import Classification
 from understudy.training.settings import Settings
@@ -35,7 +35,7 @@ class ExperimentData:
     source: Source
     labels: int | float | None = None
     validation: int | float | None = 0.1
-    transforms: Sequence[Transform] = ()
+    transforms: Sequence[Transform | Mixing] = ()
     views: int | None = None
 
 

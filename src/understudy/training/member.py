@@ -13,7 +13,13 @@ import torch
 from understudy.data.source import Split
 from understudy.errors import ModelError, TrainingError
 from understudy.evaluation import cost
-from understudy.evaluation.classification import accuracy, classification_metrics, nll, per_class
+from understudy.evaluation.classification import (
+    accuracy,
+    classification_metrics,
+    nll,
+    per_class,
+    reliability,
+)
 from understudy.evaluation.fidelity import fidelity_metrics
 from understudy.evaluation.memory import PeakMemory
 from understudy.evaluation.predictions import Predictions
@@ -79,7 +85,9 @@ class Member:
             self._total_steps = found["steps_before"]
             self.directory.truncate(found["metrics_bytes"])
             self._record("member", state="resumed")
-            logger.info("Resuming %s, seed %d, at step %d", self.arm, self.seed, found["run"]["step"])
+            logger.info(
+                "Resuming %s, seed %d, at step %d", self.arm, self.seed, found["run"]["step"]
+            )
         for number in range(begin_stage, len(stages)):
             run = self.context.stage_run(
                 stages[number],
@@ -102,6 +110,7 @@ class Member:
         clock = time.perf_counter()
 
         def write(**fields: Any) -> None:
+            fields["step"] += self._total_steps
             self._record("step", stage=run.stage.name, **fields)
 
         def save() -> None:
@@ -130,9 +139,7 @@ class Member:
             clock = time.perf_counter()
             return stops
 
-        recorder = Recorder(
-            write, settings.log_every, self._last_checkpoint, self.context.world
-        )
+        recorder = Recorder(write, settings.log_every, self._last_checkpoint, self.context.world)
         with PeakMemory(self.context.world.device) as memory:
             train(
                 run,
@@ -183,7 +190,9 @@ class Member:
             return False
         value = metrics["accuracy"] if stopping.metric == "accuracy" else -metrics["nll"]
         if run.best["value"] is None or value > run.best["value"]:
-            weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+            weights = {
+                name: tensor.detach().clone() for name, tensor in module.state_dict().items()
+            }
             run.best.update(value=value, epoch=run.epoch, weights=weights)
         stops = run.epoch - run.best["epoch"] >= stopping.patience
         return self.context.world.any(stops and self.context.world.is_main)
@@ -203,6 +212,7 @@ class Member:
                 split="test",
                 metrics=metrics,
                 per_class=per_class(predictions),
+                calibration=reliability(predictions),
                 cost=self._cost(student, folder),
             )
             self._record("member", state="finished")
@@ -250,7 +260,11 @@ class Member:
 
     def _last_checkpoint(self) -> str:
         newest = self.checkpoints.newest()
-        return f"The last good checkpoint is {newest}." if newest else "There is no checkpoint before it."
+        return (
+            f"The last good checkpoint is {newest}."
+            if newest
+            else "There is no checkpoint before it."
+        )
 
     def _record(self, event: str, **fields: Any) -> None:
         self.directory.record(event, arm=self.arm, seed=self.seed, **fields)

@@ -178,7 +178,12 @@ def model_plan(context: Context, role: str, model: Model) -> ModelPlan:
     height = inputs.shape[2] if isinstance(inputs, torch.Tensor) and inputs.dim() == 4 else None
     side = Side(role, model.module, inputs, training=False, input_height=height)
     return ModelPlan(
-        role, model.name, model.weights, model.parameters, cost.flops(model.module, inputs), side.description
+        role,
+        model.name,
+        model.weights,
+        model.parameters,
+        cost.flops(model.module, inputs),
+        side.description,
     )
 
 
@@ -270,9 +275,7 @@ def _loss_flops(run: StageRun) -> int:
     return max(0, whole - student - teachers) // len(example)
 
 
-def choose_precision(
-    context: Context, teacher: Model | None
-) -> tuple[Precision, dict[str, float]]:
+def choose_precision(context: Context, teacher: Model | None) -> tuple[Precision, dict[str, float]]:
     """Return the precision that the settings ask for, or the one that a short probe finds fastest."""
     settings = context.experiment.settings
     device = context.world.device.type
@@ -329,7 +332,7 @@ def _costliest_stage(context: Context) -> tuple[str, Stage]:
 
 def _to_format(module: nn.Module, channels_last: bool) -> None:
     form = torch.channels_last if channels_last else torch.contiguous_format
-    module.to(memory_format=form)  # type: ignore[call-overload]
+    module.to(memory_format=form)
 
 
 def _in_format(batch: Batch, channels_last: bool) -> Batch:
@@ -351,4 +354,3 @@ def _in_format(batch: Batch, channels_last: bool) -> Batch:
         weight=None if batch.weight is None else batch.weight[:size],
         mask=None if batch.mask is None else batch.mask[:size],
     )
-

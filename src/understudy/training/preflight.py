@@ -173,4 +173,3 @@ def _guessing_probability(hits: int, count: int, chance: float) -> float:
     from scipy.stats import binom
 
     return float(binom.sf(hits - 1, count, chance))
-

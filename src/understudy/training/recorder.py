@@ -18,13 +18,14 @@ class _Row(NamedTuple):
     step: int
     names: tuple[str, ...]
     values: torch.Tensor
-    index: list[torch.Tensor]
+    ids: list[torch.Tensor]
 
 
 class Recorder:
     """Collects the terms of each step and writes their means.
 
-    Nothing is read from the device between two flushes. A term that is not finite is found at the next flush, which also names the step and
+    Nothing is read from the device between two flushes. A term that is not finite is found at the
+    next flush, which also names the step and
     the samples; the loop flushes before it writes a checkpoint, so that no checkpoint holds what such a step made.
 
     Args:
@@ -81,7 +82,7 @@ class Recorder:
                     self._refuse(row, name, flat[position])
                 found[name].append(flat[position])
                 position += 1
-            samples += sum(len(part) for part in row.index)
+            samples += sum(len(part) for part in row.ids)
         mean = {name: math.fsum(values) / len(values) for name, values in found.items()}
         norm = mean.pop("gradient norm", None)
         loss = mean.pop("loss", None)
@@ -95,8 +96,10 @@ class Recorder:
         self._begin = time.perf_counter()
 
     def _refuse(self, row: _Row, name: str, value: float) -> None:
-        ids = torch.cat(row.index).tolist()
-        shown = ", ".join(map(str, ids[:16])) + (f", ... ({len(ids)} in all)" if len(ids) > 16 else "")
+        ids = torch.cat(row.ids).tolist()
+        shown = ", ".join(map(str, ids[:16])) + (
+            f", ... ({len(ids)} in all)" if len(ids) > 16 else ""
+        )
         what = name if name in ("loss", "gradient norm") else f"term '{name}'"
         raise TrainingError(
             f"The loss is not finite: {what} was {value} at step {row.step}, on the samples with ids {shown}. "

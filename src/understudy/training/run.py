@@ -54,7 +54,8 @@ def run(experiment: Experiment, path: Path, *, resume: bool = False) -> RunResul
     Args:
         experiment: what to run.
         path: the run directory; it must not exist yet unless `resume`.
-        resume: go on after a crash or a stop. Finished members are kept, the one in training continues from its newest checkpoint.
+        resume: go on after a crash or a stop. Finished members are kept, the one in training
+        continues from its newest checkpoint.
 
     Raises:
         PreflightError: something is known to ruin the run; nothing was trained yet.
@@ -73,12 +74,16 @@ def run(experiment: Experiment, path: Path, *, resume: bool = False) -> RunResul
         if world.is_main:
             trackers = make_trackers(experiment.settings.trackers, path, experiment.name)
         directory.listeners = [tracker.line for tracker in trackers]
+        whole = None
         try:
-            _Run(experiment, directory, world, stop).go()
+            whole = _Run(experiment, directory, world, stop)
+            whole.go()
         except UnderstudyError as error:
             logger.error("%s", error)
             raise
         finally:
+            if whole is not None:
+                whole.context.close()
             for tracker in trackers:
                 tracker.close()
     return RunResult(path, [line for line in directory.lines() if line["event"] == "result"])
@@ -188,7 +193,11 @@ class _Run:
             )
             logger.info(
                 "%s: %s, %s parameters, initial weights: %s (%s)",
-                role.capitalize(), model.name, f"{model.parameters:,}", model.weights, fingerprint(model.module),
+                role.capitalize(),
+                model.name,
+                f"{model.parameters:,}",
+                model.weights,
+                fingerprint(model.module),
             )
 
     def _teacher_stages(self) -> bool:
@@ -214,7 +223,9 @@ class _Run:
         """Refuse a teacher that has nothing to teach, by the validation split (or the labelled training samples)."""
         name, split = self._selection_split()
         if split is None:
-            logger.warning("No labelled sample outside of the test split: the teacher was not checked.")
+            logger.warning(
+                "No labelled sample outside of the test split: the teacher was not checked."
+            )
             return
         student = self.context.build_student(self.experiment.settings.seeds[0])
         start = None
@@ -243,7 +254,9 @@ class _Run:
         member = self._member(arm, seed)
         member.train(student, teacher, self.experiment.arms[arm](), self.context.splits.train)
         if teacher is not None and fingerprint(teacher.module) != before:
-            raise PreflightError(f"The teacher changed while '{arm}' was trained; a method must not write to it.")
+            raise PreflightError(
+                f"The teacher changed while '{arm}' was trained; a method must not write to it."
+            )
         member.finish(student, self._metadata(arm, seed))
         self.world.wait()
 

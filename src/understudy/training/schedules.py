@@ -75,7 +75,10 @@ class Linear(Schedule, name="linear"):
 
 
 class MultiStep(Schedule, name="step"):
-    """Multiply by `gamma` at each of `milestones` (epochs), after a linear warm-up; the CIFAR-100 protocol of the field."""
+    """Multiply by `gamma` at each of `milestones` (epochs), after a linear warm-up.
+
+    This is the CIFAR-100 protocol of the field.
+    """
 
     def __init__(
         self, milestones: list[float], gamma: float = 0.1, warmup_epochs: float = 0.0
@@ -115,5 +118,9 @@ class OneCycle(Schedule, name="one_cycle"):
         """Return the factor."""
         turn = max(1.0, self.peak * total)
         first, last = 1 / self.start_division, 1 / (self.start_division * self.final_division)
-        low, share = (first, step / turn) if step < turn else (last, 1 - (step - turn) / max(1.0, total - turn))
+        low, share = (
+            (first, step / turn)
+            if step < turn
+            else (last, 1 - (step - turn) / max(1.0, total - turn))
+        )
         return low + (1 - low) * 0.5 * (1 - math.cos(math.pi * share))

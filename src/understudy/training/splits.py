@@ -9,7 +9,7 @@ from understudy.data.source import Split
 from understudy.training.experiment import Experiment
 
 DATA_SEED = 0
-"""Which samples keep their labels and which are set aside does not change with the seeds of a run: all members have one task."""
+"""Decides which samples keep their labels and which are set aside; the same for all seeds of a run."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,9 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         """Check the metric."""
         if self.metric not in ("accuracy", "nll"):
-            raise TrainingError(f"early stopping on '{self.metric}'; it must be 'accuracy' or 'nll'")
+            raise TrainingError(
+                f"early stopping on '{self.metric}'; it must be 'accuracy' or 'nll'"
+            )
 
 
 @dataclass
@@ -47,8 +49,10 @@ class Stage:
         schedule: the learning rate over the stage.
         accumulate: into how many parts a batch is split; the gradient is that of the whole batch.
         clip: largest gradient norm, None for no clipping.
-        ema: decay per step of an exponential moving average of the weights, which is then what is evaluated and kept; None for none.
-        average_from: progress in [0, 1) from which the weights are averaged with equal parts, once per epoch (stochastic weight
+        ema: decay per step of an exponential moving average of the weights, which is then what is
+        evaluated and kept; None for none.
+        average_from: progress in [0, 1) from which the weights are averaged with equal parts, once
+        per epoch (stochastic weight
             averaging, Izmailov et al., UAI 2018); None for none.
         freeze: module paths of the student that stay as they are.
         early_stopping: when to stop before the end, None for never.
@@ -72,13 +76,21 @@ class Stage:
         if (self.epochs is None) == (self.steps is None):
             raise TrainingError(f"Stage '{self.name}' needs either epochs or steps, and not both.")
         if (self.epochs or self.steps or 0) < 1:
-            raise TrainingError(f"Stage '{self.name}' has no length: epochs or steps must be at least 1.")
+            raise TrainingError(
+                f"Stage '{self.name}' has no length: epochs or steps must be at least 1."
+            )
         if not self.methods:
-            raise TrainingError(f"Stage '{self.name}' has no methods, so there is nothing to learn from.")
+            raise TrainingError(
+                f"Stage '{self.name}' has no methods, so there is nothing to learn from."
+            )
         if self.accumulate < 1:
-            raise TrainingError(f"Stage '{self.name}': accumulate is {self.accumulate}; at least 1.")
+            raise TrainingError(
+                f"Stage '{self.name}': accumulate is {self.accumulate}; at least 1."
+            )
         if self.ema is not None and self.average_from is not None:
-            raise TrainingError(f"Stage '{self.name}' has both ema and average_from; choose one average.")
+            raise TrainingError(
+                f"Stage '{self.name}' has both ema and average_from; choose one average."
+            )
 
     @property
     def active_methods(self) -> list[Method]:

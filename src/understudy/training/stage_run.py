@@ -101,7 +101,13 @@ class StageRun:
                 input_height=_height(example, "teacher"),
             )
         self.wiring = Wiring(
-            Side("student", student.module, example.inputs["student"], training=True, input_height=height),
+            Side(
+                "student",
+                student.module,
+                example.inputs["student"],
+                training=True,
+                input_height=height,
+            ),
             sides,
             classes=classes,
         )
@@ -170,7 +176,8 @@ class StageRun:
     ) -> Iterator[tuple[Batch, list[torch.Tensor] | None, AbstractContextManager[object]]]:
         """Give each part of a batch with its methods' shares and the context to run it in.
 
-        A method's share is the number of valid elements in the part over that in the whole batch of all ranks, so that the parts'
+        A method's share is the number of valid elements in the part over that in the whole batch of
+        all ranks, so that the parts'
         gradients sum to the whole batch's. Gradients are exchanged between ranks in the last part only.
         """
         if len(parts) == 1 and self._world.size == 1:
@@ -186,7 +193,7 @@ class StageRun:
             yield part, shares, context
 
     def train_mode(self) -> None:
-        """Put what trains into training mode; frozen modules stay in evaluation mode, so that their statistics rest too."""
+        """Put what trains into training mode; frozen modules keep their statistics."""
         self.module.train()
         for path in self.stage.freeze:
             find_module(self._student, path).eval()

@@ -20,7 +20,8 @@ Targets = Callable[[Batch], Outputs]
 class TrainingStep(nn.Module):
     """Everything that is trained in a stage, with the loss as its output.
 
-    That the student and the methods' own modules sit in one module is what lets a distributed wrapper synchronise all of them.
+    That the student and the methods' own modules sit in one module is what lets a distributed
+    wrapper synchronise all of them.
 
     Args:
         student: the tapped student.
@@ -81,7 +82,8 @@ class TrainingStep(nn.Module):
             for name, term in named.items():
                 if term.dim():
                     raise TrainingError(
-                        f"Method '{method.name}' returned a loss of shape {tuple(term.shape)}; it must be a single number."
+                        f"Method '{method.name}' returned a loss of shape {tuple(term.shape)}; "
+                        "it must be a single number."
                     )
                 if shares is not None:
                     term = term * shares[index]

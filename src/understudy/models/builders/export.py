@@ -42,9 +42,14 @@ class ExportedProgram(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> ExportedProgram:
         """Move to another device; devices also stand in the middle of the graph, so it is rebuilt for the new one."""
-        before = _device_of(self.inner)
-        probe = fn(torch.empty(0, device=before))
-        if probe.device != before:
+        own = next(iter((*self.inner.parameters(), *self.inner.buffers())), torch.empty(0))
+        probe = fn(torch.empty(0, device=own.device, dtype=own.dtype))
+        if probe.dtype != own.dtype:
+            raise ModelError(
+                f"An exported program keeps the precision that it was exported in ({own.dtype}); "
+                f"it cannot be turned into {probe.dtype}."
+            )
+        if probe.device != own.device:
             from torch.export.passes import move_to_device_pass
 
             self._program = move_to_device_pass(self._program, probe.device)
@@ -121,9 +126,3 @@ def _description_beside(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != "understudy-export":
         return {}
     return content
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    for tensor in (*module.parameters(), *module.buffers()):
-        return tensor.device
-    return torch.device("cpu")

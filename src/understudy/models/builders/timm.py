@@ -25,6 +25,7 @@ _RESERVED = {
     "checkpoint_path": "give the file as `weights`",
     "features_only": "taps read features without changing the model",
 }
+_ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
 @builders.register("timm")
@@ -59,6 +60,11 @@ class TimmBuilder:
             else load_file(module, request, drop_head)
         )
         config = request.rebuilt_by(preprocess, **keywords)
+        if config is not None and request.name.startswith(_ELSEWHERE):
+            # Made again without asking the hub or the folder once more: from the architecture that was found there.
+            own = {"num_classes", "in_chans"}
+            found = {key: value for key, value in module._model_args.items() if key not in own}
+            config = {**found, **config, "name": f"timm:{module.pretrained_cfg['architecture']}"}
         return Model(module, preprocess, request.full_name, config, weights, request.class_names)
 
     def _create(
@@ -84,7 +90,7 @@ class TimmBuilder:
         except (ModelError, UnknownName):
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            if not pretrained and not request.name.startswith(("hf-hub:", "hf_hub:")):
+            if not pretrained and not request.name.startswith(_ELSEWHERE):
                 raise ModelError(
                     f"'{request.full_name}' cannot be built: {first_line(error)}"
                 ) from error
@@ -95,7 +101,7 @@ class TimmBuilder:
 
 
 def _check_name(timm: Any, name: str) -> None:
-    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+    if name.startswith(_ELSEWHERE):
         return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):

@@ -8,8 +8,8 @@ import torch
 
 from understudy.objectives.card import card
 from understudy.objectives.norms import check_power, length, unit
-from understudy.objectives.reduction import in_float, reduce
-from understudy.objectives.shapes import check_choice, check_same_but
+from understudy.objectives.reduction import reduce
+from understudy.objectives.shapes import check_choice, check_same_but, pair
 
 
 @card("maps", invariances=("scale", "sample scale", "channel permutation"), widths_differ=True)
@@ -32,12 +32,13 @@ def attention_transfer(
         weight: weights or mask [B].
         reduction: "mean" over valid samples, "sum" or "none" ([B]).
 
-    The two forms differ by a square and a factor H W. The published weight 1000 (beta / 2 with beta = 1e3 in the paper's CIFAR runs) goes
-    with "code", which the authors' code and every later benchmark use.
+    The two forms differ by a square and a factor H W. The published weight 1000 (beta / 2 with beta = 1e3 in the
+    paper's CIFAR runs) goes with "code", which the authors' code and every later benchmark use.
 
     A map of zeros has no attention: q is zero and gets no gradient; "paper" has gradient 0 where the maps agree.
 
-    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, equation 2 and the authors' code.
+    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, equation 2 and the authors'
+    code.
 
     Raises:
         ValueError: batch or spatial sizes differ, the power is below 1, or the form is unknown.
@@ -45,9 +46,8 @@ def attention_transfer(
     check_choice(form, ("code", "paper"), "form")
     check_power(power)
     check_same_but(student, teacher, 1, "feature maps")
-    difference = _attention(in_float(student), power) - _attention(
-        in_float(teacher).detach(), power
-    )
+    student, teacher = pair(student, teacher, weight)
+    difference = _attention(student, power) - _attention(teacher, power)
     if form == "paper":
         return reduce(length(difference), weight, reduction)
     return reduce(difference.square().mean(dim=1), weight, reduction)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from understudy.objectives.card import card
-from understudy.objectives.reduction import in_float, reduce, same_shape
+from understudy.objectives.reduction import reduce, same_shape
+from understudy.objectives.shapes import pair
 
 
 @card("maps", minimum=None)
@@ -17,7 +18,7 @@ def activation_boundaries(
     weight: torch.Tensor | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    """Squared hinge on the wrong side of the teacher's activation: sum of (s + m)^2 where t <= 0 and s > -m, (s - m)^2 where t > 0 and s <= m.
+    """Squared hinge: the sum of (s + m)^2 where t <= 0 and s > -m, and of (s - m)^2 where t > 0 and s <= m.
 
     Args:
         student: features before the ReLU [B, ...], through the connector.
@@ -28,13 +29,14 @@ def activation_boundaries(
 
     Zero when the student is beyond the margin on the teacher's side everywhere, not at student = teacher.
 
-    Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons", AAAI 2019, equation 5.
+    Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
+    AAAI 2019.
 
     Raises:
         ValueError: shapes differ.
     """
     same_shape(student, teacher, "features")
-    student, teacher = in_float(student), in_float(teacher).detach()
+    student, teacher = pair(student, teacher, weight)
     missing = torch.where(teacher > 0, margin - student, margin + student).clamp_min(0)
     return reduce(missing.square().flatten(1).sum(dim=1), weight, reduction)
 
@@ -48,7 +50,7 @@ def ofd(
     weight: torch.Tensor | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    """Partial L2 distance of the feature overhaul: sum of (s - t')^2 but for elements where s <= t' <= 0, with t' = max(t, m).
+    """Partial L2 distance of the feature overhaul: sum of (s - t')^2 unless s <= t' <= 0, with t' = max(t, m).
 
     Args:
         student: features before the ReLU [B, C, ...], through the connector.
@@ -59,14 +61,14 @@ def ofd(
 
     Where the teacher is inactive, the student only has to be at least as inactive.
 
-    Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, equations 1 to 3. The authors' division by 1000 (and
-    by powers of 2 for earlier layers) is the method's weight.
+    Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019. The authors' division by 1000
+    (and by powers of 2 for earlier layers) is the method's weight.
 
     Raises:
         ValueError: shapes differ, or the margin is not one number per channel.
     """
     same_shape(student, teacher, "features")
-    student, teacher = in_float(student), in_float(teacher).detach()
+    student, teacher = pair(student, teacher, weight)
     if isinstance(margin, torch.Tensor):
         if margin.shape != teacher.shape[1:2]:
             raise ValueError(

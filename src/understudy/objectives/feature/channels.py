@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from understudy.objectives.card import card
-from understudy.objectives.reduction import in_float, same_shape
-from understudy.objectives.shapes import average
+from understudy.objectives.reduction import same_shape
+from understudy.objectives.shapes import average, pair
 
 
 @card("maps", invariances=("shift",))
@@ -19,7 +19,9 @@ def cwd(
     weight: torch.Tensor | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    """Channel-wise distillation: T^2 * KL(softmax(t / T) || softmax(s / T)) over the positions of each channel, averaged over channels, in nats.
+    """Channel-wise distillation: T^2 * KL(softmax(t / T) || softmax(s / T)) over the positions of a channel, in nats.
+
+    A sample's value is the mean over its channels.
 
     Args:
         student: features or logits [B, C, H, W] (or [B, C, ...]), already projected to the teacher's shape.
@@ -28,7 +30,8 @@ def cwd(
         weight: weights or mask per sample [B] or per channel [B, C].
         reduction: "mean" over valid samples (channels), "sum" or "none" (the weight's shape, [B] without one).
 
-    Source: Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021, equation 3, T = 4 as in the authors' code.
+    Source: Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021, T = 4 as in the
+    authors' code.
 
     Raises:
         ValueError: shapes differ, there are no positions, or T is not positive.
@@ -40,7 +43,8 @@ def cwd(
         )
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be greater than 0")
-    ours = F.log_softmax(in_float(student).flatten(2) / temperature, dim=2)
-    theirs = F.log_softmax(in_float(teacher).detach().flatten(2) / temperature, dim=2)
+    student, teacher = pair(student, teacher, weight)
+    ours = F.log_softmax(student.flatten(2) / temperature, dim=2)
+    theirs = F.log_softmax(teacher.flatten(2) / temperature, dim=2)
     values = (theirs.exp() * (theirs - ours)).sum(dim=2)
     return average(temperature**2 * values, weight, reduction)

@@ -6,7 +6,8 @@ import torch
 
 from understudy.objectives.card import card
 from understudy.objectives.norms import check_power, length, unit
-from understudy.objectives.reduction import in_float, reduce, same_shape
+from understudy.objectives.reduction import reduce, same_shape
+from understudy.objectives.shapes import pair
 
 
 @card("maps", invariances=("scale", "sample scale"))
@@ -23,15 +24,15 @@ def factor_transfer(
     Args:
         student: the translator's factors [B, ...].
         teacher: the paraphraser's factors, the same shape; detached.
-        power: p. With p = 1 the absolute differences are averaged over a sample's elements (the published weight 1000 goes with that);
-            any other p gives the norm itself.
+        power: p. With p = 1 the absolute differences are averaged over a sample's elements (the published weight
+            1000 goes with that); any other p gives the norm itself.
         weight: weights or mask [B].
         reduction: "mean" over valid samples, "sum" or "none" ([B]).
 
     A zero factor stays zero and gets no gradient (torchdistill: NaN).
 
-    Source: Kim, Park and Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018, equation 3, and the
-    authors' code for p = 1.
+    Source: Kim, Park and Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS
+    2018, and the authors' code for p = 1.
 
     Raises:
         ValueError: shapes differ, or p is below 1.
@@ -54,14 +55,15 @@ def knowledge_translation(
     Args:
         student: the feature adapter's output [B, ...].
         teacher: the teacher's autoencoder code, the same shape; detached.
-        power: p. With p = 1 the absolute differences are averaged over a sample's elements; any other p gives the norm itself.
+        power: p. With p = 1 the absolute differences are averaged over a sample's elements; any other p gives the
+            norm itself.
         norm_power: q.
         weight: weights or mask [B].
         reduction: "mean" over valid samples, "sum" or "none" ([B]).
 
     A zero sample stays zero and gets no gradient (torchdistill: NaN).
 
-    Source: He et al., "Knowledge Adaptation for Efficient Semantic Segmentation", CVPR 2019, equation 2; the mean for p = 1 is
+    Source: He et al., "Knowledge Adaptation for Efficient Semantic Segmentation", CVPR 2019; the mean for p = 1 is
     torchdistill's. The relational half of the method is `affinity`.
 
     Raises:
@@ -80,8 +82,8 @@ def _unit_distance(
 ) -> torch.Tensor:
     check_power(power)
     same_shape(student, teacher, "factors")
-    ours = unit(in_float(student).flatten(1), norm_power)
-    theirs = unit(in_float(teacher).detach().flatten(1), norm_power)
+    student, teacher = pair(student, teacher, weight)
+    ours, theirs = unit(student.flatten(1), norm_power), unit(teacher.flatten(1), norm_power)
     if power == 1:
         return reduce((ours - theirs).abs().mean(dim=1), weight, reduction)
     return reduce(length(ours - theirs, power), weight, reduction)

@@ -39,7 +39,9 @@ def _squared_norm(matrix: torch.Tensor) -> torch.Tensor:
     return matrix.square().sum(dim=(-2, -1))
 
 
-@card("vectors", invariances=("scale", "rotation"), widths_differ=True, coupled=True, smallest_batch=2)
+@card(
+    "vectors", invariances=("scale", "rotation"), widths_differ=True, coupled=True, smallest_batch=2
+)
 def feature_gram(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -58,13 +60,15 @@ def feature_gram(
         weight: weights or mask over the leading dimensions. Padding tokens must be masked, or they dominate.
 
     Returns:
-        One number; in [0, 2] with "unit". Coupled: it compares inner products between the rows of a batch, so a split batch gives
-        another value, and there is no reduction. n should exceed D_s well, or the student can match every batch exactly.
+        One number; in [0, 2] with "unit". Coupled: it compares inner products between the rows of a batch, so a
+        split batch gives another value, and there is no reduction. n should exceed D_s well, or the student can
+        match every batch exactly.
 
-    The value is |A^T A|_F^2 + |B^T B|_F^2 - 2 |A^T B|_F^2, so no n x n matrix is made when n is larger than the widths.
+    The value is |A^T A|_F^2 + |B^T B|_F^2 - 2 |A^T B|_F^2, so no n x n matrix is made when n is larger than the
+    widths.
 
-    Source: Bhattarai et al., "Knowledge distillation through geometry-aware representational alignment", 2025. Whether theirs is squared
-    is not known; the square is smooth where the two agree.
+    Source: Bhattarai et al., "Knowledge distillation through geometry-aware representational alignment", 2025.
+    Whether theirs is squared is not known; the square is smooth where the two agree.
 
     Raises:
         ValueError: leading dimensions differ, a single row is to be centred, or the weight does not fit.
@@ -72,4 +76,8 @@ def feature_gram(
     ours, theirs = geometry_rows(student, teacher, weight, preprocessing)
     own, cross, other = gram_products(ours, theirs)
     distance = floor_at_zero(own + other - 2 * cross)
-    return distance if squared else safe_sqrt(distance)
+    if squared:
+        return distance
+    # A difference within the rounding of its terms has no direction.
+    noise = 16 * torch.finfo(distance.dtype).eps * (own + other).detach()
+    return safe_sqrt(torch.where(distance <= noise, torch.zeros_like(distance), distance))

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from understudy.objectives.card import card
 from understudy.objectives.reduction import in_float, reduce, same_shape
-from understudy.objectives.shapes import check_choice
+from understudy.objectives.shapes import check_choice, pair
 
 
-@card("vectors", needs=("hash_weight", "hash_bias"), minimum=None)
+@card("vectors", needs=("hash_weight: real 16 C", "hash_bias: real 16"), minimum=None)
 def lsh(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -28,19 +28,22 @@ def lsh(
 
     Args:
         student: features in the teacher's width [B, D].
-        teacher: features [B, D]; detached. With a stored teacher these are of the un-augmented images for every view (eLSH).
+        teacher: features [B, D]; detached. With a stored teacher these are of the un-augmented images for every
+            view (eLSH).
         hash_weight: H [N, D], frozen random directions.
         hash_bias: b [N], frozen, as `lsh_bias` gives it; None for zeros.
         distance: "bce" as above, or "l1" for mean_n |h_n.s - h_n.t|.
         squared_error: whether to add the squared error (LSHL2), without which lengths are free.
-        weight: weights or mask [B]. The selective variant counts only samples that the teacher classifies correctly: pass that mask.
+        weight: weights or mask [B]. The selective variant counts only samples that the teacher classifies
+            correctly: pass that mask.
         reduction: "mean" over valid samples, "sum" or "none" ([B]).
 
     A feature on the hyperplane has code 0 (strictly greater). The cross-entropy is not 0 at student = teacher.
 
-    Source: Wang, Ge and Wu, "Distilling Knowledge by Mimicking Features", TPAMI 2021, equations 6 to 8, and the authors' code; Zhou, Zhu and
-    Wu, "All You Need in Knowledge Distillation Is a Tailored Coordinate System", AAAI 2025, for its use with stored features. Deviation: a
-    batch in which the teacher is always wrong gives 0 in the selective variant (the authors' code: NaN).
+    Source: Wang, Ge and Wu, "Distilling Knowledge by Mimicking Features", TPAMI 2021, and the authors' code; Zhou,
+    Zhu and Wu, "All You Need in Knowledge Distillation Is a Tailored Coordinate System", AAAI 2025, for its use
+    with stored features. Deviation: a batch in which the teacher is always wrong gives 0 in the selective variant
+    (the authors' code: NaN).
 
     Raises:
         ValueError: shapes differ, the hash does not fit the width, or the distance is unknown.
@@ -57,7 +60,7 @@ def lsh(
             f"hash_bias has shape {tuple(hash_bias.shape)} and hash_weight {tuple(hash_weight.shape)}; "
             "there must be one bias per direction"
         )
-    student, teacher = in_float(student), in_float(teacher).detach()
+    student, teacher = pair(student, teacher, weight)
     directions = hash_weight.detach().to(student.dtype)
     if distance == "l1":
         loss = ((student - teacher) @ directions.mT).abs().mean(dim=1)
@@ -72,9 +75,12 @@ def lsh(
 
 
 def lsh_bias(
-    features: torch.Tensor, hash_weight: torch.Tensor, *, centre: Literal["median", "mean"] = "median"
+    features: torch.Tensor,
+    hash_weight: torch.Tensor,
+    *,
+    centre: Literal["median", "mean"] = "median",
 ) -> torch.Tensor:
-    """Return the bias b [N] that puts the middle of the teacher's features on each hyperplane: b_n = -median_i (h_n.t_i).
+    """Return the bias b [N] that puts the features' middle on each hyperplane: b_n = -median_i (h_n.t_i).
 
     Args:
         features: the teacher's features of the training set [M, D].

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from understudy.objectives.card import card
-from understudy.objectives.reduction import in_float, reduce, same_shape
+from understudy.objectives.reduction import reduce, same_shape
+from understudy.objectives.shapes import pair
 
 
 @card("maps")
@@ -20,18 +21,20 @@ def review(
     weight: torch.Tensor | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    """Hierarchical context loss of ReviewKD: (MSE + sum_j 2^-j MSE of both maps pooled to k_j x k_j) / (1 + sum_j 2^-j).
+    """Hierarchical context loss of ReviewKD: (MSE + sum_j 2^-j MSE of maps pooled to k_j x k_j) / (1 + sum_j 2^-j).
 
     Args:
         student: the fused map of a stage [B, C, H, W].
         teacher: the same shape; detached.
-        levels: sizes k to which the maps are averaged; those not below H are left out, and j counts only those that are used.
+        levels: sizes k to which the maps are averaged; those not below H are left out, and j counts only those that
+            are used.
         weight: weights or mask [B].
         reduction: "mean" over valid samples, "sum" or "none" ([B]).
 
     One term of the method; it adds one for every reviewed stage.
 
-    Source: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, section 3.3, with the weights of the authors' code.
+    Source: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, with the weights of the authors'
+    code.
 
     Raises:
         ValueError: shapes differ, or they are no maps.
@@ -42,7 +45,8 @@ def review(
             f"student and teacher feature maps have shape {tuple(student.shape)}; it must be [B, C, H, W]"
         )
     # Pooling is linear, so the difference is pooled once instead of both maps.
-    difference = in_float(student) - in_float(teacher).detach()
+    student, teacher = pair(student, teacher, weight)
+    difference = student - teacher
     share = total = 1.0
     loss = _mean_square(difference)
     for level in levels:

@@ -15,7 +15,9 @@ from understudy.objectives.shapes import check_choice, divisor, sample_weights
 Products = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-@card("vectors", invariances=("scale", "rotation"), widths_differ=True, coupled=True, smallest_batch=2)
+@card(
+    "vectors", invariances=("scale", "rotation"), widths_differ=True, coupled=True, smallest_batch=2
+)
 def cka(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -31,24 +33,26 @@ def cka(
         student: [..., D_s]; every vector is a row, n of them.
         teacher: [..., D_t], the leading dimensions equal; detached.
         kernel: "linear", K = X X^T; or "rbf", K_ij = exp(-|x_i - x_j|^2 / (2 sigma^2)).
-        bandwidth: for "rbf", sigma as a multiple of the median distance between different rows. It is part of the function and
-            differentiated with it, which keeps the value free of the features' scale.
-        debiased: replace the biased HSIC by its unbiased estimate (Song et al.), which does not drift to 1 when the rows are fewer than
-            the widths. Needs 4 rows; the value is then in [0, 2].
+        bandwidth: for "rbf", sigma as a multiple of the median distance between different rows. It is part of the
+            function and differentiated with it, which keeps the value free of the features' scale.
+        debiased: replace the biased HSIC by its unbiased estimate (Song et al.), which does not drift to 1 when the
+            rows are fewer than the widths. Needs 4 rows; the value is then in [0, 2].
         weight: weights or mask over the leading dimensions; the unbiased estimate only tells 0 from the rest.
 
     Returns:
-        One number; in [0, 1] when not debiased. Coupled: HSIC is about the rows of a batch, so a split batch gives another value, and
-        there is no reduction. Constant features have no kernel to align: the value is 1, without a gradient.
+        One number; in [0, 1] when not debiased. Coupled: HSIC is about the rows of a batch, so a split batch gives
+        another value, and there is no reduction. Constant features have no kernel to align: the value is 1, without
+        a gradient.
 
     The linear kernel makes no n x n matrix when n is larger than the widths, debiased or not.
 
-    Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, section 3; Nguyen, Raghu and Kornblith,
-    "Do Wide and Deep Networks Learn the Same Things?", ICLR 2021, equation 3, for the debiased form. Deviation: their median counts the
-    zero distances of rows to themselves, which shrinks sigma in small batches.
+    Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019; Nguyen, Raghu and
+    Kornblith, "Do Wide and Deep Networks Learn the Same Things?", ICLR 2021, for the debiased form. Deviation:
+    their median counts the zero distances of rows to themselves, which shrinks sigma in small batches.
 
     Raises:
-        ValueError: leading dimensions differ, there are too few rows, the weight does not fit, or the kernel is unknown.
+        ValueError: leading dimensions differ, there are too few rows, the weight does not fit, or the kernel is
+            unknown.
     """
     check_choice(kernel, ("linear", "rbf"), "kernel")
     if debiased and weight is not None:
@@ -76,8 +80,8 @@ def cka(
 def _unbiased_linear(ours: torch.Tensor, theirs: torch.Tensor, valid: torch.Tensor) -> Products:
     """Return n (n - 3) times the unbiased HSIC for linear kernels of centred rows.
 
-    For them the kernels without their diagonals have the row sums -k, where k are the diagonals, so that every term of
-    the estimate is a product of diagonals or of whole kernels.
+    For them the kernels without their diagonals have the row sums -k, where k are the diagonals, so that every term
+    of the estimate is a product of diagonals or of whole kernels.
     """
     count = valid.sum()
     one, two = ours.square().sum(dim=1), theirs.square().sum(dim=1)
@@ -115,7 +119,7 @@ def _biased(ours: torch.Tensor, theirs: torch.Tensor, valid: torch.Tensor) -> Pr
 
 
 def _unbiased(ours: torch.Tensor, theirs: torch.Tensor, valid: torch.Tensor) -> Products:
-    """Return the same as sums of products of U-centred kernels (Székely and Rizzo), which is n (n - 3) times the estimate."""
+    """Return n (n - 3) times the unbiased HSIC: sums of products of U-centred kernels (Székely and Rizzo)."""
     count = valid.sum()
     pairs = valid.unsqueeze(1) * valid.unsqueeze(0)
     pairs = pairs * (1 - torch.eye(len(valid), dtype=valid.dtype, device=valid.device))

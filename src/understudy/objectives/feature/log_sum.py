@@ -27,15 +27,16 @@ def srd(
         weight: weights or mask [B], inside the sum.
 
     Returns:
-        One number without a lower bound. Coupled: the logarithm is of the whole batch, so there is no reduction, and doubling the batch
-        adds 2 log 2 without changing the gradient's scale.
+        One number without a lower bound. Coupled: the logarithm is of the whole batch, so there is no reduction,
+        and doubling the batch adds 2 log 2 without changing the gradient's scale.
 
-    The powers are taken of differences relative to the largest one, so that small ones do not vanish and large ones do not overflow. At
-    student = teacher (or where every sample is masked) the value is finite, the logarithm of the smallest positive number, and the
-    gradient 0; the formula itself gives minus infinity there.
+    The powers are taken of differences relative to the largest one, so that small ones do not vanish and large ones
+    do not overflow. At student = teacher (or where every sample is masked) the value is finite, the logarithm of
+    the smallest positive number, and the gradient 0; the formula itself gives minus infinity there.
 
-    Source: Miles and Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", AAAI 2024, section 3.3, with the
-    factor 2 of the authors' code. The method adds KL(softmax(t / T) || softmax(s / T)) without T^2: `skd_instance`, or `kd` divided by T^2.
+    Source: Miles and Mikolajczyk, "Understanding the Role of the Projector in Knowledge Distillation", AAAI 2024,
+    with the factor 2 of the authors' code. The method adds KL(softmax(t / T) || softmax(s / T)) without T^2:
+    `skd_instance`, or `kd` divided by T^2.
 
     Raises:
         ValueError: shapes differ, the exponent is below 1, or the weight is not one number per sample.

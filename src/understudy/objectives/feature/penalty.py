@@ -7,6 +7,7 @@ import torch
 from understudy.objectives.card import card
 from understudy.objectives.norms import length
 from understudy.objectives.reduction import in_float, reduce
+from understudy.objectives.shapes import blank
 
 
 @card("maps", teacher=False)
@@ -25,16 +26,19 @@ def norm_penalty(
         power: p, at least 1.
         official: True for torchdistill's value: one norm of the whole batch, which grows with the batch.
         weight: weights or mask [B].
-        reduction: "mean" over valid samples, "sum" or "none" ([B]). With `official` it must be "mean" and there are no weights.
+        reduction: "mean" over valid samples, "sum" or "none" ([B]). With `official` it must be "mean" and there are
+            no weights.
 
-    Source: Matsubara et al., "Head Network Distillation", IEEE Access 2020, in the form of torchdistill's `RegularizationLoss`. Deviation:
-    a norm per sample, averaged, so that splitting a batch does not change the gradient.
+    Source: torchdistill's `RegularizationLoss`. Deviation: a norm per sample, averaged, so that splitting a batch
+    does not change the gradient.
 
     Raises:
         ValueError: p is below 1, or `official` is combined with weights or a reduction.
     """
     if official:
         if weight is not None or reduction != "mean":
-            raise ValueError("with official=True there is one norm for the batch: no weight and no reduction")
+            raise ValueError(
+                "with official=True there is one norm for the batch: no weight and no reduction"
+            )
         return length(in_float(student).flatten(), power)
-    return reduce(length(in_float(student).flatten(1), power), weight, reduction)
+    return reduce(length(blank(in_float(student), weight).flatten(1), power), weight, reduction)

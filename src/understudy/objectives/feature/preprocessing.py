@@ -26,8 +26,10 @@ def geometry_rows(
     Args:
         student: [..., D_s].
         teacher: [..., D_t], the leading dimensions equal to the student's.
-        weight: weights or mask over the leading dimensions; a row of weight 0 becomes a zero row, which counts nothing.
-        preprocessing: "centred" subtracts the (weighted) mean row, "unit" then divides by the Frobenius norm, "raw" does neither.
+        weight: weights or mask over the leading dimensions; a row of weight 0 becomes a zero row, which counts
+            nothing.
+        preprocessing: "centred" subtracts the (weighted) mean row, "unit" then divides by the Frobenius norm, "raw"
+            does neither.
         needed: fewest rows, where rows are centred.
 
     Rows are multiplied by the square root of their weight, so that sums over rows become weighted sums.

@@ -11,7 +11,9 @@ from understudy.objectives.feature.preprocessing import Preprocessing, geometry_
 from understudy.objectives.norms import safe_sqrt
 
 
-@card("vectors", invariances=("scale", "rotation"), widths_differ=True, coupled=True, smallest_batch=2)
+@card(
+    "vectors", invariances=("scale", "rotation"), widths_differ=True, coupled=True, smallest_batch=2
+)
 def procrustes(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -20,7 +22,9 @@ def procrustes(
     squared: bool = True,
     weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Squared Procrustes distance min_Q |A - B Q|_F^2 = |A|_F^2 + |B|_F^2 - 2 |A^T B|_* of teacher rows A and student rows B.
+    """Squared Procrustes distance of teacher rows A and student rows B: min_Q |A - B Q|_F^2.
+
+    Equation: |A|_F^2 + |B|_F^2 - 2 |A^T B|_*.
 
     Args:
         student: [..., D_s]; every vector is a row, n of them.
@@ -30,25 +34,32 @@ def procrustes(
         weight: weights or mask over the leading dimensions. Padding tokens must be masked, or they dominate.
 
     Returns:
-        One number; in [0, 2] with "unit". Coupled: Q fits all rows of a batch at once, so a split batch gives another value, and there
-        is no reduction. n should exceed D_s well, or the student can match every batch exactly.
+        One number; in [0, 2] with "unit". Coupled: Q fits all rows of a batch at once, so a split batch gives
+        another value, and there is no reduction. n should exceed D_s well, or the student can match every batch
+        exactly.
 
-    Q has orthonormal columns (rows, if the student is narrower); |.|_* is the sum of the singular values. Zero exactly when `feature_gram`
-    is zero.
+    Q has orthonormal columns (rows, if the student is narrower); |.|_* is the sum of the singular values. Zero
+    exactly when `feature_gram` is zero.
 
-    With A^T B = U S V^T over the non-zero singular values, the gradient is 2 (B - A U V^T), also where singular values repeat or vanish:
-    the singular vectors themselves are never differentiated. The decomposition is of A^T B or, with fewer rows than columns, of an
-    n x n matrix with the same singular values. There is no second derivative.
+    With A^T B = U S V^T over the non-zero singular values, the gradient is 2 (B - A U V^T), also where singular
+    values repeat or vanish: the singular vectors themselves are never differentiated. The decomposition is of A^T B
+    or, with fewer rows than columns, of an n x n matrix with the same singular values. There is no second
+    derivative.
 
-    Source: Bhattarai et al., "Knowledge distillation through geometry-aware representational alignment", 2025. Whether theirs is squared
-    is not known; the square is smooth where the two agree.
+    Source: Bhattarai et al., "Knowledge distillation through geometry-aware representational alignment", 2025.
+    Whether theirs is squared is not known; the square is smooth where the two agree.
 
     Raises:
         ValueError: leading dimensions differ, a single row is to be centred, or the weight does not fit.
     """
     ours, theirs = geometry_rows(student, teacher, weight, preprocessing)
-    distance = cast(torch.Tensor, _SquaredDistance.apply(ours, theirs))  # type: ignore[no-untyped-call]
-    return distance if squared else safe_sqrt(distance)
+    distance = cast(torch.Tensor, _SquaredDistance.apply(ours, theirs))
+    if squared:
+        return distance
+    # What the decomposition leaves of a distance of 0 is some eps of the lengths, and has no direction.
+    lengths = (ours.square().sum() + theirs.square().sum()).detach()
+    noise = (64 * torch.finfo(distance.dtype).eps) ** 2 * lengths
+    return safe_sqrt(torch.where(distance <= noise, torch.zeros_like(distance), distance))
 
 
 class _SquaredDistance(torch.autograd.Function):
@@ -63,7 +74,7 @@ class _SquaredDistance(torch.autograd.Function):
         return residual.square().sum() + missed
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Return the gradient with respect to the student."""
         (residual,) = ctx.saved_tensors

@@ -9,8 +9,8 @@ import torch
 from understudy.objectives.card import card
 from understudy.objectives.feature.gram import gram_products
 from understudy.objectives.norms import floor_at_zero, unit
-from understudy.objectives.reduction import in_float, reduce
-from understudy.objectives.shapes import check_choice, check_same_but
+from understudy.objectives.reduction import reduce
+from understudy.objectives.shapes import check_choice, check_same_but, pair
 
 
 @card("maps", invariances=("scale", "sample scale", "channel permutation"), widths_differ=True)
@@ -29,24 +29,26 @@ def nst(
     Args:
         student: [B, C_s, H, W] (or [B, C_s, ...]).
         teacher: [B, C_t, H, W]; detached.
-        kernel: "polynomial", (x.y)^2; "linear", x.y; "gaussian", exp(-|x - y|^2 / (2 sigma^2)) with sigma^2 the mean squared distance
-            between a student's and a teacher's channel, which is part of the function and differentiated with it.
+        kernel: "polynomial", (x.y)^2; "linear", x.y; "gaussian", exp(-|x - y|^2 / (2 sigma^2)) with sigma^2 the
+            mean squared distance between a student's and a teacher's channel, which is part of the function and
+            differentiated with it.
         weight: weights or mask [B].
         reduction: "mean" over valid samples, "sum" or "none" ([B]).
 
-    A dead channel (all zeros) stays zero and gets no gradient. No [C, C, H W] tensor is made: the polynomial kernel needs Gram matrices
-    over channels or over positions, whichever are smaller, and the linear one only the mean channels.
+    A dead channel (all zeros) stays zero and gets no gradient. No [C, C, H W] tensor is made: the polynomial kernel
+    needs Gram matrices over channels or over positions, whichever are smaller, and the linear one only the mean
+    channels.
 
-    Source: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, equations 2 to 5. The published
-    weight 50 (mdistiller, RepDistiller) goes with the polynomial kernel.
+    Source: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017. The
+    published weight 50 (mdistiller, RepDistiller) goes with the polynomial kernel.
 
     Raises:
         ValueError: batch or spatial sizes differ, or the kernel is unknown.
     """
     check_choice(kernel, ("polynomial", "linear", "gaussian"), "kernel")
     check_same_but(student, teacher, 1, "feature maps")
-    ours = unit(in_float(student).flatten(2))
-    theirs = unit(in_float(teacher).detach().flatten(2))
+    student, teacher = pair(student, teacher, weight)
+    ours, theirs = unit(student.flatten(2)), unit(teacher.flatten(2))
     if kernel == "linear":
         values = (ours.mean(dim=1) - theirs.mean(dim=1)).square().sum(dim=1)
     elif kernel == "polynomial":

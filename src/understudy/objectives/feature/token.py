@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from understudy.objectives.card import card
 from understudy.objectives.norms import unit
-from understudy.objectives.reduction import in_float, same_shape
-from understudy.objectives.shapes import average
+from understudy.objectives.reduction import same_shape
+from understudy.objectives.shapes import average, pair
 
 
 @card("vectors", invariances=("scale", "sample scale"))
@@ -31,16 +31,16 @@ def cosine(
 
     The cosine with a zero vector is 0, so its loss is 1, and it gets no gradient.
 
-    Source: Sanh et al., "DistilBERT", 2019, section 3; TextBrewer and Distiller, "cos".
+    Source: Sanh et al., "DistilBERT", 2019; TextBrewer and Distiller, "cos".
 
     Raises:
         ValueError: shapes differ, or the weight does not fit.
     """
     same_shape(student, teacher, "features")
-    student, teacher = in_float(student).movedim(dim, -1), in_float(teacher).detach().movedim(dim, -1)
+    student, teacher = pair(student.movedim(dim, -1), teacher.movedim(dim, -1), weight)
     ours, theirs = unit(student), unit(teacher)
-    # 1 - s.t as (|s - t|^2 + 2 - |s|^2 - |t|^2) / 2: exactly 0 for equal vectors, where 1 - s.t leaves a rounding error of
-    # either sign. A unit vector's length is 1 by construction, a zero vector's is 0.
+    # 1 - s.t as (|s - t|^2 + 2 - |s|^2 - |t|^2) / 2: exactly 0 for equal vectors, where 1 - s.t leaves a rounding error
+    # of either sign. A unit vector's length is 1 by construction, a zero vector's is 0.
     missing = (ours == 0).all(dim=-1).to(ours.dtype) + (theirs == 0).all(dim=-1).to(ours.dtype)
     return average(((ours - theirs).square().sum(dim=-1) + missing) / 2, weight, reduction)
 
@@ -69,6 +69,6 @@ def feature_cross_entropy(
         ValueError: shapes differ, or the weight does not fit.
     """
     same_shape(student, teacher, "features")
-    probability = in_float(teacher).detach().softmax(dim=-1)
-    values = -(probability * F.log_softmax(in_float(student), dim=-1)).sum(dim=-1)
+    student, teacher = pair(student, teacher, weight)
+    values = -(teacher.softmax(dim=-1) * F.log_softmax(student, dim=-1)).sum(dim=-1)
     return average(values, weight, reduction)

@@ -8,10 +8,10 @@ import torch
 
 from understudy.objectives.card import card
 from understudy.objectives.reduction import in_float, reduce, same_shape
-from understudy.objectives.shapes import average
+from understudy.objectives.shapes import average, blank, pair
 
 
-@card("maps", needs=("variance",), minimum=None)
+@card("maps", needs=("variance: positive C",), minimum=None)
 def vid(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -20,7 +20,9 @@ def vid(
     weight: torch.Tensor | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    """Variational information distillation: ((t - mu)^2 / variance + log variance) / 2, averaged over a sample's elements, in nats.
+    """Variational information distillation: ((t - mu)^2 / variance + log variance) / 2, in nats.
+
+    A sample's value is the mean over its elements.
 
     Args:
         student: mu, the regressor's prediction of the teacher's features [B, C, ...].
@@ -31,14 +33,14 @@ def vid(
 
     It is the negative log-likelihood without the constant log(2 pi) / 2, so it may be negative.
 
-    Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, equation 5 (their log sigma is half of our
-    log variance); the mean over elements as in the benchmarks.
+    Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019 (their log sigma is
+    half of our log variance); the mean over elements as in the benchmarks.
 
     Raises:
         ValueError: shapes differ, or the variance does not fit them.
     """
     same_shape(student, teacher, "features")
-    student, teacher = in_float(student), in_float(teacher).detach()
+    student, teacher = pair(student, teacher, weight)
     spread = in_float(variance)
     if spread.dim() == 1 and spread.shape == student.shape[1:2]:
         spread = spread.view(-1, *[1] * (student.dim() - 2))
@@ -53,7 +55,7 @@ def vid(
     return average(values, weight, reduction)
 
 
-@card("vectors", needs=("log_variance",), minimum=None)
+@card("vectors", needs=("log_variance: real B C",), minimum=None)
 def pad(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -75,13 +77,13 @@ def pad(
 
     Samples that the student finds hard get a large variance and count less.
 
-    Source: Zhang et al., "Prime-Aware Adaptive Distillation", ECCV 2020, equation 6.
+    Source: Zhang et al., "Prime-Aware Adaptive Distillation", ECCV 2020.
 
     Raises:
         ValueError: shapes differ, or there is not one log variance per element.
     """
     same_shape(student, teacher, "embeddings")
-    student, teacher = in_float(student).flatten(1), in_float(teacher).detach().flatten(1)
+    student, teacher = (side.flatten(1) for side in pair(student, teacher, weight))
     v = in_float(log_variance).flatten(1)
     if v.shape != student.shape:
         raise ValueError(
@@ -91,6 +93,7 @@ def pad(
     if not eps >= 0:
         raise ValueError(f"eps is {eps}; it must not be negative")
     # 1 / (eps + e^v) through its logarithm, since e^v overflows where the quotient is simply 0.
+    v = blank(v, weight)
     floor = torch.full_like(v, math.log(eps) if eps > 0 else -math.inf)
     precision = torch.exp(-torch.logaddexp(floor, v))
     values = (teacher - student).square() * precision + v

@@ -34,6 +34,8 @@ class Entry:
     @property
     def standing(self) -> str:
         """Return what the arm is, in words."""
+        if self.row.role == "teacher" and self.row.mean("steps") == 0:
+            return "teacher, not trained here"
         return "student, no teacher" if self.row.role == "baseline" else self.row.role
 
     @property
@@ -121,3 +123,10 @@ def layout_with(x: str, y: str, height: int = 360) -> dict[str, Any]:
 def plain_text(text: str) -> str:
     """Return text from a user as Plotly shows it literally."""
     return html.escape(text, quote=False)
+
+
+def short_text(text: str, most: int = 26) -> str:
+    """Return the same, with the middle left out of a long one: a figure is no wider than its page."""
+    if len(text) > most:
+        text = f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
+    return plain_text(text)

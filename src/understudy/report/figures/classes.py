@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from understudy.report.figures.base import Entry, Figure, layout_with, plain_text
+from understudy.report.figures.base import Entry, Figure, layout_with, plain_text, short_text
 from understudy.report.run import BASELINE
 
 MOST_CLASSES = 30
@@ -37,7 +37,7 @@ def class_changes(entries: Sequence[Entry], classes: Sequence[str]) -> Figure | 
     traces = [
         {
             "type": "bar",
-            "name": plain_text(label),
+            "name": short_text(label),
             "x": names,
             "y": [change[index] * 100 if index in change else None for index in indices],
             "marker": {"color": colours[label]},
@@ -82,7 +82,7 @@ def calibration(entries: Sequence[Entry]) -> Figure | None:
                 {
                     "type": "scatter",
                     "mode": "lines+markers",
-                    "name": plain_text(entry.label),
+                    "name": short_text(entry.label),
                     "x": [confidence * 100 for confidence, _, _ in pooled],
                     "y": [accuracy * 100 for _, accuracy, _ in pooled],
                     "customdata": [count for _, _, count in pooled],

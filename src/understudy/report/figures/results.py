@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from understudy.report.figures.base import Entry, Figure, layout_with, plain_text
+from understudy.report.figures.base import Entry, Figure, layout_with, plain_text, short_text
 from understudy.report.run import BASELINE
 from understudy.report.statistics import by_seed
 
 TRADE_OFFS = (
     ("parameters", "Parameters", 1.0),
-    ("flops", "MFLOPs per sample", 1e-6),
+    ("flops", "FLOPs per sample", 1.0),
     ("bytes", "Size on disk, MB", 1e-6),
     ("latency_ms.1", "Latency at batch 1, ms", 1.0),
     ("latency_ms.64", "Latency at batch 64, ms", 1.0),
@@ -68,7 +68,9 @@ def accuracy_by_seed(entries: Sequence[Entry]) -> Figure | None:
         return None
     layout = layout_with("Test accuracy, %", "", height=_height(entries))
     layout["showlegend"] = False
-    layout["yaxis"].update(_one_line_each(len({trace["y"][0] for trace in traces})))
+    layout["yaxis"].update(
+        _one_line_each(entry for entry in entries if "accuracy" in entry.row.values)
+    )
     return Figure(
         "accuracy-by-seed",
         "Accuracy, seed by seed",
@@ -79,7 +81,7 @@ def accuracy_by_seed(entries: Sequence[Entry]) -> Figure | None:
 
 
 def differences(entries: Sequence[Entry]) -> Figure | None:
-    """Draw each student arm's accuracy minus the baseline's with the same seed, and the mean's interval."""
+    """Draw each student arm's accuracy minus the baseline's, seed by seed, and the mean's interval."""
     traces: list[dict[str, Any]] = []
     for entry in entries:
         if entry.row.difference is None:
@@ -125,7 +127,9 @@ def differences(entries: Sequence[Entry]) -> Figure | None:
     layout = layout_with("Difference to the baseline, points", "", height=_height(entries))
     layout["showlegend"] = False
     layout["xaxis"].update(zeroline=True, zerolinewidth=2, rangemode="tozero")
-    layout["yaxis"].update(_one_line_each(len(traces) // 2))
+    layout["yaxis"].update(
+        _one_line_each(entry for entry in entries if entry.row.difference is not None)
+    )
     return Figure(
         "differences",
         "What the teacher adds",
@@ -150,7 +154,7 @@ def trade_off(entries: Sequence[Entry]) -> Figure | None:
         trace: dict[str, Any] = {
             "type": "scatter",
             "mode": "markers",
-            "name": plain_text(entry.label),
+            "name": short_text(entry.label),
             "x": [],
             "y": [spread.mean * 100],
             "marker": {
@@ -192,6 +196,13 @@ def _height(entries: Sequence[Entry]) -> int:
     return 90 + 44 * len(entries)
 
 
-def _one_line_each(count: int) -> dict[str, Any]:
-    """Return the axis that lists `count` arms from top to bottom, evenly spaced."""
-    return {"type": "category", "range": [count - 0.5, -0.5]}
+def _one_line_each(entries: Iterable[Entry]) -> dict[str, Any]:
+    """Return the axis that lists arms from top to bottom, evenly spaced."""
+    labels = [entry.label for entry in entries]
+    return {
+        "type": "category",
+        "range": [len(labels) - 0.5, -0.5],
+        "tickmode": "array",
+        "tickvals": [plain_text(label) for label in labels],
+        "ticktext": [short_text(label) for label in labels],
+    }

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from understudy.report.curves import Curve, stage_starts, term_curves, thinned, validation_curve
-from understudy.report.figures.base import Entry, Figure, layout_with, plain_text
+from understudy.report.figures.base import Entry, Figure, layout_with, short_text
+
+TERM_COLOURS = 5
 
 
 def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
@@ -21,7 +23,7 @@ def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
             curve = validation_curve(entry.run, entry.row.arm, metric)
             if curve is not None:
                 dash = "dot" if entry.row.role == "teacher" else entry.dash
-                traces += _band(curve, plain_text(entry.label), entry.colour, scale, unit, dash)
+                traces += _band(curve, short_text(entry.label), entry.colour, scale, unit, dash)
         if traces:
             layout = layout_with("Optimiser steps", f"{title}, {unit}")
             layout["hovermode"] = "x"
@@ -34,15 +36,16 @@ def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
 def loss_terms(entries: Sequence[Entry]) -> list[Figure]:
     """Draw the loss terms of each arm, unweighted, one figure for each arm."""
     found = []
-    for index, entry in enumerate(entries):
-        curves = term_curves(entry.run, entry.row.arm)
+    terms = [term_curves(entry.run, entry.row.arm) for entry in entries]
+    names = dict.fromkeys(name for curves in terms for name in curves)
+    # A term has one colour in the figures of all arms.
+    colours = {name: f"var(--term-{place % TERM_COLOURS + 1})" for place, name in enumerate(names)}
+    for index, (entry, curves) in enumerate(zip(entries, terms, strict=True)):
         if not curves:
             continue
         traces: list[dict[str, Any]] = []
-        for number, (name, curve) in enumerate(curves.items()):
-            traces += _band(
-                curve, plain_text(name), f"var(--term-{number % 5 + 1})", 1.0, "", "solid"
-            )
+        for name, curve in curves.items():
+            traces += _band(curve, short_text(name), colours[name], 1.0, "", "solid")
         layout = layout_with("Optimiser steps", "Loss term, unweighted", height=300)
         layout["hovermode"] = "x"
         layout["xaxis"]["rangemode"] = layout["yaxis"]["rangemode"] = "tozero"
@@ -64,7 +67,7 @@ def loss_terms(entries: Sequence[Entry]) -> list[Figure]:
                 "x": step,
                 "y": 1,
                 "yref": "paper",
-                "text": f"stage {plain_text(stage)}",
+                "text": f"stage {short_text(stage)}",
                 "showarrow": False,
                 "xanchor": "left",
                 "yanchor": "top",
