@@ -19,8 +19,9 @@ help: ## List the targets
 	@echo "Usage: make TARGET"
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-10s %s\n", $$1, $$2 }'
 
+# The networks of the demo are so small that a second thread costs more than it brings.
 demo: $(VENV)/.stamp-demo ## Train a teacher and students on handwritten digits, write runs/demo/report.html
-	$(BIN)/understudy demo
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/understudy demo
 
 test: $(VENV)/.stamp-dev ## Run the test suite but for the few tests that take longer than a minute
 	$(PYTEST) -m "not slow"

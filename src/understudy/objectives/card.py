@@ -24,7 +24,7 @@ class Card:
         needs: further tensors that the call needs, by keyword: "labels", or a name with what it holds and its
             dimensions, as in "baseline: real B". What it holds: "real" numbers, "positive" ones, "probabilities"
             over the last dimension, "classes" (int64, one of C) or "samples" (int64, one of B). Dimensions are B
-            (batch), C (classes or width), T (time) or numbers.
+            (batch), C (classes or width), T (time), H (heads) or numbers.
         teacher: whether there is a teacher tensor at all (false for self-distillation and cross-entropy).
         minimum: the value at student = teacher; None where it has none to declare.
         invariances: laws the value obeys under a change of the student tensor: "shift" (adding a number to a sample's
@@ -36,6 +36,9 @@ class Card:
         smallest_batch: how many samples it needs.
         smallest_classes: how many classes it needs.
         masked_classes: whether a class at -inf in the teacher and the student counts nothing.
+        held_constant: whether a part of the value gets no gradient by design, such as a target made from the
+            student; finite differences then do not give the gradient.
+        ordered: whether ties are broken by the position in the batch, whose order may then matter.
         extreme: whether value and gradient are finite at T = 0.05 and logits of 1e4.
     """
 
@@ -49,6 +52,8 @@ class Card:
     smallest_batch: int = 1
     smallest_classes: int = 1
     masked_classes: bool = False
+    held_constant: bool = False
+    ordered: bool = False
     extreme: bool = True
 
 
@@ -68,6 +73,8 @@ def card(
     smallest_batch: int = 1,
     smallest_classes: int = 1,
     masked_classes: bool = False,
+    held_constant: bool = False,
+    ordered: bool = False,
     extreme: bool = True,
 ) -> Callable[[Callable[P, torch.Tensor]], Callable[P, torch.Tensor]]:
     """Declare an objective: enters the function with its `Card`, and keeps autocast out of it.
@@ -85,6 +92,8 @@ def card(
         smallest_batch=smallest_batch,
         smallest_classes=smallest_classes,
         masked_classes=masked_classes,
+        held_constant=held_constant,
+        ordered=ordered,
         extreme=extreme,
     )
 

@@ -87,7 +87,7 @@ class Kind:
         )
         self._sections: dict[Any, type[Section]] = {}
 
-    @property
+    @functools.cached_property
     def field(self) -> Any:
         """The pydantic type of a field that holds one."""
         return Annotated[Component, self, Expected(self.words)]

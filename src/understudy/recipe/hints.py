@@ -172,6 +172,10 @@ class _DataclassReader:
 def _union(members: tuple[Any, ...], words: str, known: Known) -> Any:
     """Read a union: a mapping goes to its dataclass (if any), so that problems keep their place; else one sentence."""
     rest = [member for member in members if member is not type(None)]
+    if rest[0] in known and all(known.get(member) is known[rest[0]] for member in rest):
+        # Several classes of one kind of component, such as the transforms that mix and those that don't.
+        inner = known[rest[0]]
+        return inner if len(rest) == len(members) else Annotated[inner | None, Expected(words)]
     if len(rest) == 1 and rest[0] not in _SCALARS:
         inner = strict(rest[0], known)
         return Annotated[inner | None, Expected(words)]

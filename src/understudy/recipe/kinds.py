@@ -147,6 +147,7 @@ KINDS = (SOURCE, TRANSFORM, MODEL, METHOD, OPTIMIZER, SCHEDULE)
 KNOWN: Known = {
     Source: SOURCE.field,
     Transform: TRANSFORM.field,
+    Mixing: TRANSFORM.field,
     Method: METHOD.field,
     Optimizer: OPTIMIZER.field,
     Schedule: SCHEDULE.field,

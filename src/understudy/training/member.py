@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -206,7 +207,9 @@ class Member:
         if reference is not None and self.arm != TEACHER:
             metrics |= fidelity_metrics(predictions, reference)
         if self.directory.writes:
-            folder = self.save(student, {**folder_metadata, "metrics": metrics})
+            folder = None
+            if not student.extra.get("black_box"):
+                folder = self.save(student, {**folder_metadata, "metrics": metrics})
             self._record(
                 "result",
                 split="test",
@@ -219,7 +222,7 @@ class Member:
             self.checkpoints.clear()
         return predictions
 
-    def save(self, student: Model, metadata: dict[str, Any]) -> Any:
+    def save(self, student: Model, metadata: dict[str, Any]) -> Path:
         """Write the trained model's folder and return it."""
         source = self.context.experiment.data.source
         folder = (
@@ -240,7 +243,7 @@ class Member:
         )
         return folder
 
-    def _cost(self, student: Model, folder: Any) -> dict[str, Any]:
+    def _cost(self, student: Model, folder: Path | None) -> dict[str, Any]:
         test, encoders = self.context.splits.test, {"student": student.preprocess}
 
         def inputs(size: int) -> Any:
@@ -250,7 +253,7 @@ class Member:
         return {
             "parameters": cost.parameters(student.module),
             "flops": cost.flops(student.module, inputs(1)),
-            "bytes": cost.size_on_disk(folder),
+            "bytes": cost.size_on_disk(folder) if folder is not None else None,
             "latency_ms": cost.latency(student.module, inputs, budget_seconds=LATENCY_SECONDS),
             "train_seconds": self._seconds,
             "peak_memory_bytes": self._peak or None,

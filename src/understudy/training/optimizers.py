@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from understudy.errors import UnknownName, suggestion, unknown_name
+from understudy.errors import UnderstudyError, UnknownName, suggestion, unknown_name
 from understudy.registry import import_entry
 
 
@@ -36,6 +36,12 @@ class Optimizer:
     def __init__(self, name: str, **keywords: Any) -> None:
         """Check the name and the keywords."""
         self.name, self.keywords = name, keywords
+        closure = inspect.signature(optimizer_class(name).step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise UnderstudyError(
+                f"Optimiser '{name}' evaluates the loss several times per step, which the training loop "
+                "does not do. Choose another, such as 'sgd' or 'adamw'."
+            )
         valid = list(inspect.signature(optimizer_class(name).__init__).parameters)[2:]
         for keyword in keywords:
             if keyword not in valid:

@@ -16,7 +16,7 @@ from typing import Any
 
 from understudy import seeding
 from understudy.data.source import Split
-from understudy.errors import PreflightError, UnderstudyError
+from understudy.errors import PreflightError, RunDirectoryError, UnderstudyError
 from understudy.models import saved
 from understudy.models.model import Model, fingerprint
 from understudy.training.context import Context
@@ -27,8 +27,9 @@ from understudy.training.plan import choose_precision, inspect_stages
 from understudy.training.precision import Precision
 from understudy.training.preflight import Verdict, check_classes, check_teacher, refuse
 from understudy.training.run_directory import RunDirectory, commit
+from understudy.training.run_log import run_log
 from understudy.training.splits import make_splits
-from understudy.training.trackers import Tracker, make_trackers
+from understudy.training.trackers import make_trackers
 
 logger = logging.getLogger("understudy")
 RANKS_AGREE_EVERY = 10
@@ -58,34 +59,32 @@ def run(experiment: Experiment, path: Path, *, resume: bool = False) -> RunResul
         continues from its newest checkpoint.
 
     Raises:
-        PreflightError: something is known to ruin the run; nothing was trained yet.
+        PreflightError: something is known to ruin the run. Unless it is a teacher that this run trained, nothing
+            was written.
         RunDirectoryError: the directory exists, or cannot be written, or holds no run.
         Interrupted: the process was asked to stop; `resume` goes on.
     """
     world = join_world(experiment.settings.device)
     directory = RunDirectory(path, writes=world.is_main)
-    if resume:
-        directory.open()
-    else:
-        directory.create(dict(experiment.recipe))
+    # Every process looks before any writes, and then learns whether the first one could.
+    (directory.open if resume else directory.check_free)()
     world.wait()
-    with _logging_to(path / "log.txt", world), _stopping(world) as stop:
-        trackers: list[Tracker] = []
-        if world.is_main:
-            trackers = make_trackers(experiment.settings.trackers, path, experiment.name)
-        directory.listeners = [tracker.line for tracker in trackers]
-        whole = None
+    with run_log(world.is_main) as log, _stopping(world) as stop, contextlib.ExitStack() as cleanup:
         try:
             whole = _Run(experiment, directory, world, stop)
+            cleanup.callback(whole.context.close)
+            whole.check()
+            if not resume:
+                _create_together(directory, dict(experiment.recipe), world)
+            log.write_to(path / "log.txt")
+            if world.is_main:
+                for tracker in make_trackers(experiment.settings.trackers, path, experiment.name):
+                    directory.listeners.append(tracker.line)
+                    cleanup.callback(tracker.close)
             whole.go()
         except UnderstudyError as error:
             logger.error("%s", error)
             raise
-        finally:
-            if whole is not None:
-                whole.context.close()
-            for tracker in trackers:
-                tracker.close()
     return RunResult(path, [line for line in directory.lines() if line["event"] == "result"])
 
 
@@ -99,13 +98,29 @@ class _Run:
         self.lines = directory.lines()
         self.context = Context(experiment, make_splits(experiment), world, directory)
 
+    def check(self) -> None:
+        """Build the models, decide the precision and do every check that needs no training."""
+        self.teacher = self._build_teacher()
+        self.student = self.context.build_student(self.experiment.settings.seeds[0])
+        self._decide_precision()
+        plans = inspect_stages(self.context, self.teacher)
+        verdicts = [verdict for plan in plans for verdict in plan.verdicts]
+        for verdict in verdicts:
+            level = logging.WARNING if verdict.outcome == "warning" else logging.DEBUG
+            logger.log(level, "Preflight, %s: %s", verdict.check, verdict.message)
+        self._judge(verdicts)
+        if self.teacher is not None and not self._teacher_stages():
+            self._check_teacher(self.teacher)
+
     def go(self) -> None:
-        """Check, train the teacher, train the students."""
-        teacher = self._build_teacher()
-        self._start(teacher)
+        """Train the teacher, then the students."""
+        teacher = self.teacher
+        if not self._started():
+            self._write_start(self.student, teacher)
         if teacher is not None:
             self._teacher_member(teacher)
-            self._check_teacher(teacher)
+            if self._teacher_stages():
+                self._check_teacher(teacher)
         for seed in self.experiment.settings.seeds:
             for arm in self.experiment.arms:
                 self._student_member(arm, seed, teacher)
@@ -119,33 +134,25 @@ class _Run:
         model.module.to(self.world.device)
         return model
 
-    def _start(self, teacher: Model | None) -> None:
-        """Decide the precision and do the checks that need no training; write the run's first lines."""
-        started = next((line for line in self.lines if line["event"] == "run"), None)
-        student = self.context.build_student(self.experiment.settings.seeds[0])
+    def _started(self) -> dict[str, Any] | None:
+        return next((line for line in self.lines if line["event"] == "run"), None)
+
+    def _decide_precision(self) -> None:
+        """Check the classes and probe the precision; a resumed run keeps what was decided."""
+        started, teacher = self._started(), self.teacher
         if started is not None:
             self.context.precision = Precision(
                 started["precision"], started["channels_last"], self.world.device.type
             )
         else:
-            verdicts = check_classes(
-                self.context.classes, self.context.measure_classes(student, teacher)
-            )
-            refuse(verdicts)
+            measured = self.context.measure_classes(self.student, teacher)
+            refuse(check_classes(self.context.classes, measured))
             self.context.precision, timings = choose_precision(self.context, teacher)
             for name, seconds in timings.items():
                 logger.info("Probe: a step takes %.1f ms in %s", 1000 * seconds, name)
         logger.info("Precision: %s", self.context.precision)
         if teacher is not None:
             self.context.place(teacher)
-        plans = inspect_stages(self.context, teacher)
-        verdicts = [verdict for plan in plans for verdict in plan.verdicts]
-        for verdict in verdicts:
-            level = logging.WARNING if verdict.outcome == "warning" else logging.DEBUG
-            logger.log(level, "Preflight, %s: %s", verdict.check, verdict.message)
-        self._judge(verdicts)
-        if started is None:
-            self._write_start(student, teacher)
 
     def _judge(self, verdicts: list[Verdict]) -> None:
         """Refuse what the checks refuse, or only warn when the settings say so."""
@@ -279,24 +286,17 @@ class _Run:
         )
 
 
-@contextlib.contextmanager
-def _logging_to(path: Path, world: World) -> Iterator[None]:
-    """Write the package's log to a file as well."""
-    if not world.is_main:
-        yield
-        return
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)
-    level = logger.level
-    if logger.getEffectiveLevel() > logging.INFO:
-        logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.close()
+def _create_together(directory: RunDirectory, recipe: dict[str, Any], world: World) -> None:
+    """Let the first process make the directory; all of them raise when it could not."""
+    problem = None
+    if directory.writes:
+        try:
+            directory.create(recipe)
+        except RunDirectoryError as error:
+            problem = str(error)
+    problem = world.gather(problem)[0]
+    if problem is not None:
+        raise RunDirectoryError(problem)
 
 
 @contextlib.contextmanager

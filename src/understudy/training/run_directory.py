@@ -55,19 +55,25 @@ class RunDirectory:
         """Where the teacher lies."""
         return self.path / "models" / "teacher"
 
+    def check_free(self) -> None:
+        """Check that there is no run yet.
+
+        Raises:
+            RunDirectoryError: the directory exists and is not empty.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunDirectoryError(
+                f"{self.path} exists already. Choose another name, `understudy resume {self.path}` to go on "
+                "with it, or delete it."
+            )
+
     def create(self, recipe: dict[str, Any]) -> None:
         """Make the directory with its recipe and environment.
 
         Raises:
             RunDirectoryError: it exists already, or cannot be written.
         """
-        if not self.writes:
-            return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise RunDirectoryError(
-                f"{self.path} exists already. Choose another name, `understudy resume {self.path}` to go on "
-                "with it, or delete it."
-            )
+        self.check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomic(self.path / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))

@@ -6,7 +6,6 @@ from typing import Literal
 
 import torch
 
-from understudy.objectives.norms import safe_sqrt
 from understudy.objectives.reduction import in_float
 from understudy.objectives.shapes import check_choice, check_samples, divisor
 
@@ -75,8 +74,8 @@ def _preprocess(
     if preprocessing == "centred":
         return centred
     # What centring leaves of equal rows is rounding, which must not be blown up to length 1.
-    noise = 16 * torch.finfo(rows.dtype).eps * before.detach().square().sum().sqrt()
-    norm = safe_sqrt(centred.square().sum())
+    noise = 16 * torch.finfo(rows.dtype).eps * torch.linalg.vector_norm(before.detach())
+    norm = torch.linalg.vector_norm(centred)
     constant = norm <= noise
-    safe = torch.where(constant, torch.ones_like(norm), norm)
-    return torch.where(constant, torch.zeros_like(centred), centred) / safe
+    scale = torch.where(constant, 0.0, 1 / torch.where(constant, torch.ones_like(norm), norm))
+    return centred * scale

@@ -67,11 +67,16 @@ class _SquaredDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        """Sum two residuals, since the difference of norms would lose the digits of a small distance."""
-        fitted, missed = _fit(student, teacher)
+        """Build the distance on its residual, so that rounding cannot make a small one negative."""
+        fitted, nuclear = _fit(student, teacher)
         residual = student - fitted
         ctx.save_for_backward(residual)
-        return residual.square().sum() + missed
+        left = _squared_norm(residual)
+        lengths = _squared_norm(student) + _squared_norm(teacher)
+        # What of the teacher lies outside the student's reach, |A - A U U^T|_F^2, where that is more than rounding.
+        missed = lengths - 2 * nuclear - left
+        noise = 16 * torch.finfo(missed.dtype).eps * lengths
+        return left + torch.where(missed <= noise, torch.zeros_like(missed), missed)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -81,24 +86,26 @@ class _SquaredDistance(torch.autograd.Function):
         return 2 * gradient * residual, None
 
 
+def _squared_norm(matrix: torch.Tensor) -> torch.Tensor:
+    norm: torch.Tensor = torch.linalg.vector_norm(matrix)
+    return norm.square()
+
+
 def _fit(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return A U V^T, the teacher turned into the student's space, and |A - A U U^T|_F^2, what that leaves out."""
+    """Return A U V^T, the teacher turned into the student's space, and the nuclear norm of A^T B."""
     rows, narrower = student.shape[0], min(student.shape[1], teacher.shape[1])
     if rows < narrower:
         # A^T = Q_t R_t and B^T = Q_s R_s, so A^T B = Q_t (R_t R_s^T) Q_s^T, and the middle is n x n.
-        basis, student_factor = torch.linalg.qr(student.mT)
-        teacher = torch.linalg.qr(teacher.mT, mode="r").R.mT
-        left, right = _singular_vectors(teacher.mT @ student_factor.mT)
-        turned = teacher @ left
-        return (turned @ right) @ basis.mT, (teacher - turned @ left.mT).square().sum()
-    left, right = _singular_vectors(teacher.mT @ student)
-    turned = teacher @ left
-    return turned @ right, (teacher - turned @ left.mT).square().sum()
+        basis, ours = torch.linalg.qr(student.mT)
+        theirs = torch.linalg.qr(teacher.mT, mode="r").R
+        polar, nuclear = _polar_factor(theirs @ ours.mT)
+        return (theirs.mT @ polar) @ basis.mT, nuclear
+    polar, nuclear = _polar_factor(teacher.mT @ student)
+    return teacher @ polar, nuclear
 
 
-def _singular_vectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return U and V^T of the thin decomposition, zeroed where the singular value is zero but for rounding."""
+def _polar_factor(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return U V^T over the singular values that are more than rounding, and the sum of all of them."""
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     threshold = values[:1] * max(matrix.shape) * torch.finfo(matrix.dtype).eps
-    kept = (values > threshold).to(matrix.dtype)
-    return left * kept, right * kept.unsqueeze(1)
+    return (left * (values > threshold).to(matrix.dtype)) @ right, values.sum()

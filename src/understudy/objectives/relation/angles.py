@@ -7,7 +7,12 @@ from typing import Any, cast
 import torch
 
 from understudy.objectives.card import card
-from understudy.objectives.relation.pairs import batch_rows
+from understudy.objectives.relation.pairs import (
+    batch_rows,
+    centred_exactly,
+    exact_type,
+    squared_distances,
+)
 from understudy.objectives.shapes import divisor
 
 
@@ -57,9 +62,9 @@ class _AngleLoss(torch.autograd.Function):
         ctx: Any, student: torch.Tensor, teacher: torch.Tensor, share: torch.Tensor | None
     ) -> torch.Tensor:
         """Walk over the vertices, adding up the loss and its gradient with respect to the inner products."""
-        exact = torch.float32 if student.device.type == "mps" else torch.float64
-        rows, ours, ours_inverse = _inner_products(student, exact)
-        _, theirs, theirs_inverse = _inner_products(teacher, exact)
+        rows, exact = centred_exactly(student), exact_type(student)
+        ours, ours_inverse = _inner_products(rows)
+        theirs, theirs_inverse = _inner_products(centred_exactly(teacher))
         count = len(rows)
         weights = None if share is None else share.to(exact)
         total = (
@@ -107,20 +112,12 @@ class _AngleLoss(torch.autograd.Function):
         return gradient * saved, None, None
 
 
-def _inner_products(
-    rows: torch.Tensor, exact: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return centred rows, their inner products K and the inverse distances, 0 where two rows coincide."""
-    rows = rows.to(exact)
-    rows = rows - rows.mean(dim=0)
+def _inner_products(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inner products K and inverse distances, 0 where two rows coincide."""
     products = rows @ rows.mT
-    squares = products.diagonal()
-    sums = squares.unsqueeze(1) + squares.unsqueeze(0)
-    squared = sums - 2 * products
-    apart = squared > 64 * torch.finfo(exact).eps * sums
-    apart.fill_diagonal_(False)
+    squared, apart = squared_distances(products)
     inverse = torch.where(apart, torch.where(apart, squared, 1.0).rsqrt(), 0.0)
-    return rows, products, inverse
+    return products, inverse
 
 
 def _cosines(products: torch.Tensor, inverse: torch.Tensor, vertices: slice) -> torch.Tensor:

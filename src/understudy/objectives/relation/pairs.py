@@ -44,10 +44,34 @@ def pair_weights(share: torch.Tensor) -> torch.Tensor:
 
 
 def effective_count(share: torch.Tensor) -> torch.Tensor:
-    """Return (sum_i w_i)^2 / sum_i w_i^2, which is B without weights and does not change when all of them are scaled."""
+    """Return (sum_i w_i)^2 / sum_i w_i^2: B without weights, and unchanged when all of them are scaled."""
     return share.sum().square() / divisor(share.square().sum())
 
 
 def mean_over_pairs(values: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     """Return sum_ij w_i w_j v_ij / (sum_i w_i)^2; 0 when no sample is valid."""
     return (pair_weights(share) * values).sum() / divisor(share.sum().square())
+
+
+def exact_type(rows: torch.Tensor) -> torch.dtype:
+    """Return float64, or float32 where a device has no other.
+
+    Distances come from inner products, of which those of close samples are small differences.
+    """
+    return torch.float32 if rows.device.type == "mps" else torch.float64
+
+
+def centred_exactly(rows: torch.Tensor) -> torch.Tensor:
+    """Return rows [B, D] in the exact type less their mean, which takes most of the rounding out of differences."""
+    rows = rows.to(exact_type(rows))
+    return rows - rows.mean(dim=0)
+
+
+def squared_distances(products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return squared distances from inner products [B, B], and which of them are more than rounding."""
+    squares = products.diagonal()
+    sums = squares.unsqueeze(1) + squares.unsqueeze(0)
+    squared = sums - 2 * products
+    apart = squared.detach() > 64 * torch.finfo(products.dtype).eps * sums.detach()
+    itself = torch.eye(len(products), dtype=torch.bool, device=products.device)
+    return squared, apart & ~itself

@@ -108,7 +108,9 @@ def _similarity(rows: torch.Tensor, share: torch.Tensor, official: bool) -> torc
     return unit(share * (rows @ rows.mT), 1.0 if official else 2.0)
 
 
-@card("vectors", invariances=("rotation",), widths_differ=True, coupled=True)
+@card(
+    "vectors", invariances=("scale", "sample scale", "rotation"), widths_differ=True, coupled=True
+)
 def correlation_congruence(
     student: torch.Tensor,
     teacher: torch.Tensor,

@@ -182,7 +182,14 @@ def ofa(
     return reduce(loss, weight, reduction)
 
 
-@card("logits", needs=("labels",), minimum=None, invariances=("shift",), masked_classes=True)
+@card(
+    "logits",
+    needs=("labels",),
+    minimum=None,
+    invariances=("shift",),
+    masked_classes=True,
+    held_constant=True,
+)
 def weighted_soft_labels(
     student: torch.Tensor,
     teacher: torch.Tensor,

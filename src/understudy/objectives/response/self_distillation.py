@@ -86,6 +86,7 @@ def label_smoothing_teacher(
     invariances=("shift",),
     coupled=True,
     smallest_classes=2,
+    held_constant=True,
 )
 def uskd(
     student: torch.Tensor,

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from understudy.objectives.card import card
+from understudy.objectives.divergence import blank_invalid
 from understudy.objectives.reduction import in_float, reduce
+from understudy.objectives.response.labels import labelled_weight, one_class
 
 
 @card("logits", needs=("labels",), teacher=False, minimum=None, invariances=("shift",))
@@ -27,24 +29,21 @@ def cross_entropy(
         weight: sample weights [B].
         reduction: "mean" over labelled samples (sum of w * l over sum of w), "sum" or "none" ([B]).
 
+    Source: the negative log-likelihood; label smoothing by Szegedy et al., "Rethinking the Inception Architecture for
+    Computer Vision", CVPR 2016, section 7.
+
     Raises:
         ValueError: shapes do not fit.
     """
     expected = student.shape if labels.is_floating_point() else student.shape[:1]
-    if labels.shape != expected:
+    if student.dim() != 2 or labels.shape != expected:
         raise ValueError(
             f"student logits have shape {tuple(student.shape)} and labels {tuple(labels.shape)}; "
-            f"labels must have shape {tuple(expected)}"
+            "the logits must be [B, C] and the labels [B], or [B, C] when they are shares"
         )
-    student = in_float(student)
-    if labels.is_floating_point():
-        valid = (labels.sum(dim=1) > 0.5).to(student.dtype)
-        target = labels.to(student.dtype)
-        loss = F.cross_entropy(student, target, label_smoothing=label_smoothing, reduction="none")
-    else:
-        valid = (labels >= 0).to(student.dtype)
-        loss = F.cross_entropy(
-            student, labels.clamp_min(0), label_smoothing=label_smoothing, reduction="none"
-        )
-    valid = valid if weight is None else valid * weight.to(student.dtype)
-    return reduce(loss, valid, reduction)
+    classes, valid = one_class(student, labels)
+    weight = labelled_weight(valid, weight)
+    student = blank_invalid(in_float(student), weight)
+    target = labels.to(student.dtype) if labels.is_floating_point() else classes
+    loss = F.cross_entropy(student, target, label_smoothing=label_smoothing, reduction="none")
+    return reduce(loss, weight, reduction)

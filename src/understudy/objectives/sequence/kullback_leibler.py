@@ -127,7 +127,7 @@ def symmetric_kl(
     return reduce(square(temperature, student) * loss, weight, reduction)
 
 
-@card("tokens", invariances=("shift",), masked_classes=True)
+@card("tokens", invariances=("shift",), masked_classes=True, held_constant=True)
 def adaptive_kl(
     student: torch.Tensor,
     teacher: torch.Tensor,
