@@ -30,10 +30,8 @@ test-all: $(VENV)/.stamp-dev ## Run every test
 	$(PYTEST)
 
 lint: $(VENV)/.stamp-dev ## Check style, format, types and which room imports which
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+	@status=0; for check in "ruff check" "ruff format --check" mypy lint-imports; do \
+		echo "== $$check"; $(BIN)/$$check || status=1; done; exit $$status
 
 format: $(VENV)/.stamp-dev ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix-only --exit-zero

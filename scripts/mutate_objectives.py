@@ -8,9 +8,9 @@ Each mutant is one change to one place of the objectives' source:
 - forget the weight: it is ignored, everywhere or in one place;
 - keep the teacher's gradient: a `detach` is left out.
 
-A mutant first meets the battery of `tests/contract/test_objectives.py` for the objectives of its file, then the tests in
-`tests/objectives` that mention them. It is killed when one fails. The table that is printed is the one in the docs; the exit status
-is 1 when a mutant survives.
+A mutant first meets the battery of `tests/contract/test_objectives.py` for the objectives of its file, then the tests
+in `tests/objectives` that mention them. It is killed when one fails. The table that is printed is the one in the docs;
+the exit status is 1 when a mutant survives.
 
     python scripts/mutate_objectives.py [--jobs N] [--only TEXT] [--list]
 """
@@ -27,6 +27,7 @@ import inspect
 import io
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import types
@@ -62,6 +63,7 @@ class Mutant:
     source: str
 
     def __str__(self) -> str:
+        """Say where and what."""
         return f"{self.file}:{self.line} {self.function}: {self.kind} ({self.change})"
 
 
@@ -203,18 +205,17 @@ def concerned(file: str) -> list[str]:
     return own or sorted(cards)
 
 
-def failing(names: list[str], expected: frozenset[tuple[str, str]] = frozenset()) -> Iterator[tuple[str, str]]:
+def failing(
+    names: list[str], expected: frozenset[tuple[str, str]] = frozenset()
+) -> Iterator[tuple[str, str]]:
     """Yield which check of which objective fails, apart from those that are expected to."""
-    import pytest
-
     for title, check in checks().items():
+        (mark,) = (mark for mark in vars(check)["pytestmark"] if mark.name == "parametrize")
         for name in names:
-            if (title, name) in expected:
+            if name not in mark.args[1] or (title, name) in expected:
                 continue
             try:
                 check(name)
-            except pytest.skip.Exception:
-                continue
             except BaseException:  # whatever a broken objective raises, the test has noticed
                 yield title, name
 
@@ -225,7 +226,7 @@ def unit_tests(names: list[str]) -> list[str]:
     return [
         str(path)
         for path in sorted(UNIT_TESTS.glob("test_*.py"))
-        if any(function in path.read_text(encoding="utf-8") for function in functions)
+        if functions & set(re.findall(r"\w+", path.read_text(encoding="utf-8")))
     ]
 
 
@@ -248,7 +249,9 @@ def killer(mutant: Mutant, expected: frozenset[tuple[str, str]]) -> str | None:
         status = pytest.main(arguments)
     if status == pytest.ExitCode.OK:
         return None
-    failed = [line for line in output.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))]
+    failed = [
+        line for line in output.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))
+    ]
     return failed[0].split(" - ")[0].rpartition("::")[2] if failed else f"exit status {status}"
 
 
@@ -284,8 +287,12 @@ def table(results: list[tuple[Mutant, str | None]]) -> str:
 
 def main() -> int:
     """Make the mutants, judge them, print the table and the survivors."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)"
+    )
     parser.add_argument("--only", default="", help="only mutants whose description contains this")
     parser.add_argument("--list", action="store_true", help="print each mutant and what killed it")
     options = parser.parse_args()
@@ -301,7 +308,9 @@ def main() -> int:
     expected = frozenset(failing(concerned("reduction.py")))
     for title, name in sorted(expected):
         print(f"fails unmutated, ignored: {title}[{name}]")
-    files = [path for path in sorted(SOURCE.rglob("*.py")) if path.name not in ("__init__.py", "card.py")]
+    files = [
+        path for path in sorted(SOURCE.rglob("*.py")) if path.name not in ("__init__.py", "card.py")
+    ]
     found = [mutant for path in files for mutant in mutants_of(path) if options.only in str(mutant)]
     results: list[tuple[Mutant, str | None]] = []
     with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=1) as pool:

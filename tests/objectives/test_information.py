@@ -20,7 +20,9 @@ from understudy.objectives.information.mutual_information import _log_mean_of_ot
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
-def golden(system: str, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, float]]:
+def golden(
+    system: str, name: str
+) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, float]]:
     """Return the tensors of a case, its hyper-parameters and its tolerance."""
     cases = json.loads((GOLDEN / system / "cases.json").read_text())["cases"]
     (case,) = (case for case in cases if case["case"] == name)
@@ -159,7 +161,9 @@ def test_conditional_mutual_information(name: str) -> None:
     logits = tensors["logits"].requires_grad_()
     centroids = tensors["centroids"].requires_grad_()
     divergence = objectives.conditional_mutual_information(logits, centroids, tensors["labels"])
-    torch.testing.assert_close(divergence.detach(), tensors["kl_to_centroid"].reshape(()), **tolerance)
+    torch.testing.assert_close(
+        divergence.detach(), tensors["kl_to_centroid"].reshape(()), **tolerance
+    )
     hard = objectives.cross_entropy(logits, tensors["labels"])
     total = hard - keywords["lambda_paper"] * divergence
     torch.testing.assert_close(total.detach(), tensors["total"].reshape(()), **tolerance)
@@ -184,7 +188,9 @@ def test_centroids_of_a_full_pass_in_batches() -> None:
 def test_against_its_own_centroids_it_is_a_difference_of_entropies() -> None:
     logits = 3 * torch.randn(40, 5, dtype=torch.float64)
     labels = torch.arange(40) % 4  # class 4 has no samples
-    centroids = objectives.class_centroids(*objectives.class_sums(logits, labels), allow_missing=True)
+    centroids = objectives.class_centroids(
+        *objectives.class_sums(logits, labels), allow_missing=True
+    )
     value = objectives.conditional_mutual_information(logits, centroids, labels)
 
     def entropy(p: torch.Tensor) -> torch.Tensor:
@@ -199,7 +205,9 @@ def test_two_samples_of_one_class_have_the_closed_form() -> None:
     small = 0.1
     p = torch.tensor([[1 - small, small], [small, 1 - small]], dtype=torch.float64)
     labels = torch.zeros(2, dtype=torch.int64)
-    centroids = objectives.class_centroids(*objectives.class_sums(p.log(), labels), allow_missing=True)
+    centroids = objectives.class_centroids(
+        *objectives.class_sums(p.log(), labels), allow_missing=True
+    )
     value = objectives.conditional_mutual_information(p.log(), centroids, labels)
     expected = math.log(2) + small * math.log(small) + (1 - small) * math.log(1 - small)
     assert value.item() == pytest.approx(expected)
@@ -208,7 +216,9 @@ def test_two_samples_of_one_class_have_the_closed_form() -> None:
 def test_identical_samples_carry_no_information_and_get_no_gradient() -> None:
     logits = torch.randn(1, 4, dtype=torch.float64).repeat(6, 1).requires_grad_()
     labels = torch.full((6,), 2)
-    centroids = objectives.class_centroids(*objectives.class_sums(logits, labels), allow_missing=True)
+    centroids = objectives.class_centroids(
+        *objectives.class_sums(logits, labels), allow_missing=True
+    )
     value = objectives.conditional_mutual_information(logits, centroids, labels)
     value.backward()
     assert value.abs() < 1e-12 and logits.grad.abs().max() < 1e-12
@@ -223,7 +233,9 @@ def test_a_class_without_samples_is_named_and_its_row_poisons_who_asks() -> None
     centroids = objectives.class_centroids(sums, counts, allow_missing=True)
     assert centroids[1].isnan().all() and centroids[[0, 2]].isfinite().all()
     assert objectives.conditional_mutual_information(logits, centroids, labels).isfinite()
-    asked = objectives.conditional_mutual_information(logits, centroids, torch.tensor([0, 1, 2, -1]))
+    asked = objectives.conditional_mutual_information(
+        logits, centroids, torch.tensor([0, 1, 2, -1])
+    )
     assert asked.isnan()
 
 

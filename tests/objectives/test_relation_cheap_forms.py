@@ -365,14 +365,14 @@ def test_skd_direction_is_its_formula_and_flat_at_the_teacher() -> None:
 def test_sskd_keeps_the_share_of_wrong_views_that_it_is_told() -> None:
     student, teacher = normal(3, 4, 5), normal(3, 4, 5, seed=1)
     labels = torch.tensor([0, 1, 2])
-    each = (teacher[:, 1:].softmax(2) * 0).sum(2)
     p, q = (teacher[:, 1:] / 4).softmax(2), (student[:, 1:] / 4).softmax(2)
     each = 16 * (p * (p / q).log()).sum(2)
     truth = teacher[:, 1:].gather(2, labels.view(3, 1, 1).expand(3, 3, 1))
     rank = (teacher[:, 1:] > truth).sum(2).flatten()
+    doubt = 1 - teacher[:, 1:].softmax(2).gather(2, labels.view(3, 1, 1).expand(3, 3, 1)).flatten()
     right = int((rank == 0).sum())
     for ratio in (0.0, 0.5, 1.0):
-        kept = rank.argsort(stable=True)[: right + int((9 - right) * ratio)]
+        kept = (rank + doubt).argsort()[: right + int((9 - right) * ratio)]
         value = o.sskd_transformed(student, teacher, labels=labels, ratio=ratio)
         expected = each.flatten()[kept].mean() if len(kept) else torch.zeros(())
         torch.testing.assert_close(value, expected.double())

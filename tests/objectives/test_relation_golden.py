@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -170,8 +171,6 @@ def views(tensor: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["sskd_b12", "sskd_b4_defaultw"])
 def test_sskd(name: str) -> None:
-    import json
-
     cases = json.loads((GOLDEN / "cases.json").read_text())["cases"]
     keywords = next(case for case in cases if case["case"] == name)["hyper"]["kwargs"]
     g = load_file(GOLDEN / f"{name}.safetensors")
@@ -196,6 +195,7 @@ def test_sskd(name: str) -> None:
                 teacher_embeddings,
                 temperature=keywords["ss_temp"],
                 ratio=keywords["ss_ratio"],
+                official=True,
             )
         )
     else:
@@ -210,6 +210,7 @@ def test_sskd(name: str) -> None:
             labels=g["targets"],
             temperature=keywords["tf_temp"],
             ratio=keywords["tf_ratio"],
+            official=True,
         )
     )
     loss = sum(weight * term for weight, term in zip(weights, terms, strict=True))

@@ -15,10 +15,7 @@ from safetensors.torch import load_file
 from understudy import objectives
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "torchdistill"
-CASES = {
-    case["case"]: case
-    for case in json.loads((GOLDEN / "cases.json").read_text())["cases"]
-}
+CASES = {case["case"]: case for case in json.loads((GOLDEN / "cases.json").read_text())["cases"]}
 
 
 def golden(name: str) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
@@ -30,12 +27,14 @@ def test_kd_and_cross_entropy_reproduce_the_weighted_sum_of_torchdistill(name: s
     tensors, keywords = golden(name)
     student = tensors["student|.|output"].requires_grad_()
     alpha = keywords["alpha"]
-    loss = alpha * objectives.cross_entropy(student, tensors["targets"]) + (1 - alpha) * objectives.kd(
-        student, tensors["teacher|.|output"], temperature=keywords["temperature"]
-    )
+    loss = alpha * objectives.cross_entropy(student, tensors["targets"]) + (
+        1 - alpha
+    ) * objectives.kd(student, tensors["teacher|.|output"], temperature=keywords["temperature"])
     loss.backward()
     torch.testing.assert_close(loss.detach(), tensors["loss"], rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(student.grad, tensors["grad|student|.|output"], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(
+        student.grad, tensors["grad|student|.|output"], rtol=1e-9, atol=1e-11
+    )
 
 
 def test_without_targets_torchdistill_drops_the_factor_and_we_do_not() -> None:
@@ -48,7 +47,10 @@ def test_without_targets_torchdistill_drops_the_factor_and_we_do_not() -> None:
 
 
 def test_kd_equals_the_plain_formula() -> None:
-    student, teacher = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
+    student, teacher = (
+        torch.randn(5, 7, dtype=torch.float64),
+        torch.randn(5, 7, dtype=torch.float64),
+    )
     p, q = (teacher / 3).softmax(1), (student / 3).softmax(1)
     expected = 9 * (p * (p / q).log()).sum(1).mean()
     torch.testing.assert_close(objectives.kd(student, teacher, temperature=3.0), expected)
@@ -57,7 +59,10 @@ def test_kd_equals_the_plain_formula() -> None:
 @given(st.integers(1, 6), st.integers(0, 6))
 def test_weights_make_the_loss_independent_of_how_a_batch_is_split(cut: int, masked: int) -> None:
     torch.manual_seed(cut + 10 * masked)
-    student, teacher = torch.randn(7, 4, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64)
+    student, teacher = (
+        torch.randn(7, 4, dtype=torch.float64),
+        torch.randn(7, 4, dtype=torch.float64),
+    )
     weight = torch.rand(7, dtype=torch.float64)
     weight[:masked] = 0
     whole = objectives.kd(student, teacher, weight=weight)
@@ -99,8 +104,13 @@ def test_classes_that_both_mask_count_nothing() -> None:
 def test_temperature_may_differ_per_sample() -> None:
     student, teacher = torch.randn(3, 5), torch.randn(3, 5)
     temperature = torch.tensor([1.0, 2.0, 4.0])
-    each = [objectives.kd(student[i : i + 1], teacher[i : i + 1], temperature=float(t)) for i, t in enumerate(temperature)]
-    torch.testing.assert_close(objectives.kd(student, teacher, temperature=temperature), torch.stack(each).mean())
+    each = [
+        objectives.kd(student[i : i + 1], teacher[i : i + 1], temperature=float(t))
+        for i, t in enumerate(temperature)
+    ]
+    torch.testing.assert_close(
+        objectives.kd(student, teacher, temperature=temperature), torch.stack(each).mean()
+    )
 
 
 def test_teacher_gets_no_gradient() -> None:
@@ -135,13 +145,17 @@ def test_cross_entropy_skips_the_unlabelled() -> None:
 def test_gradients_are_right() -> None:
     student = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     teacher, labels = torch.randn(3, 4, dtype=torch.float64), torch.tensor([1, -1, 3])
-    assert torch.autograd.gradcheck(lambda s: objectives.kd(s, teacher, temperature=2.0), (student,))
+    assert torch.autograd.gradcheck(
+        lambda s: objectives.kd(s, teacher, temperature=2.0), (student,)
+    )
     assert torch.autograd.gradcheck(
         lambda s: objectives.cross_entropy(s, labels, label_smoothing=0.1), (student,)
     )
     maps = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     target = torch.randn(2, 3, 2, 2, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda s: objectives.mse(s, target, weight=torch.tensor([1.0, 0.5])), (maps,))
+    assert torch.autograd.gradcheck(
+        lambda s: objectives.mse(s, target, weight=torch.tensor([1.0, 0.5])), (maps,)
+    )
 
 
 def test_mse_weights() -> None:

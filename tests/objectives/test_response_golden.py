@@ -1,4 +1,4 @@
-"""Objectives on logits against numbers of the authors' code, value and gradient; where we differ, by how much and why."""
+"""Objectives on logits against numbers of the authors' code, value and gradient; where we differ, why."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from understudy import objectives
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
-def golden(system: str, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, float]]:
+def golden(
+    system: str, name: str
+) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, float]]:
     """Return the tensors of a case, its hyper-parameters and its tolerance."""
     cases = json.loads((GOLDEN / system / "cases.json").read_text())["cases"]
     (case,) = (case for case in cases if case["case"] == name)
-    keywords = next(case[key] for key in ("hyper", "hyperparameters", "hyper_parameters") if key in case)
+    keywords = next(
+        case[key] for key in ("hyper", "hyperparameters", "hyper_parameters") if key in case
+    )
     return load_file(GOLDEN / system / f"{name}.safetensors"), keywords, case["tolerance"]
 
 

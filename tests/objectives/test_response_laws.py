@@ -101,7 +101,9 @@ def test_dkd_has_no_rest_where_all_other_classes_are_masked() -> None:
     student, teacher = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3)
     mask = torch.tensor([[False, True, True], [False, False, True]])
     loss = objectives.dkd(
-        student.masked_fill(mask, -torch.inf), teacher.masked_fill(mask, -torch.inf), torch.tensor([0, 0])
+        student.masked_fill(mask, -torch.inf),
+        teacher.masked_fill(mask, -torch.inf),
+        torch.tensor([0, 0]),
     )
     loss.backward()
     two = objectives.dkd(student[1:, :2], teacher[1:, :2], torch.tensor([0]))
@@ -164,7 +166,8 @@ def test_at_high_temperature_the_others_of_nkd_compare_centred_logits() -> None:
 
     (gradient,) = torch.autograd.grad(rest(1.0) - rest(0.0), student)
     ours, theirs = (
-        each - each.mean(1, keepdim=True) for each in (others(student, labels), others(teacher, labels))
+        each - each.mean(1, keepdim=True)
+        for each in (others(student, labels), others(teacher, labels))
     )
     expected = (ours - theirs) / (6 * 4)
     torch.testing.assert_close(others(gradient, labels), expected, rtol=1e-3, atol=1e-6)
@@ -272,7 +275,9 @@ def test_binary_kd_knows_certain_logits() -> None:
 def test_multi_label_kd_averages_over_known_labels() -> None:
     student, teacher, _ = logits()
     each = objectives.binary_kd(student, teacher, temperature=2.0, reduction="none")
-    torch.testing.assert_close(objectives.multi_label_kd(student, teacher, temperature=2.0), each.mean())
+    torch.testing.assert_close(
+        objectives.multi_label_kd(student, teacher, temperature=2.0), each.mean()
+    )
     torch.testing.assert_close(
         objectives.multi_label_kd(student, teacher, temperature=2.0, reduction="none"), each.mean(1)
     )
@@ -428,6 +433,12 @@ def test_label_smoothing_teacher_is_kd_from_a_made_up_teacher() -> None:
     target = (made_up / 3).softmax(1)
     theirs = F.kl_div(student.log_softmax(1), target, reduction="none").mean()
     same(official, theirs, student)
+    some = labels.clone()
+    some[:4] = -1
+    torch.testing.assert_close(
+        objectives.label_smoothing_teacher(student, some, official=True),
+        objectives.label_smoothing_teacher(student[4:], labels[4:], official=True),
+    )
 
 
 def test_uskd_of_one_sample_has_the_cross_entropy_as_its_target() -> None:
@@ -459,9 +470,7 @@ def test_the_weak_head_of_uskd_learns_smoothed_labels_and_nothing_else() -> None
     weak.requires_grad_()
     loss = objectives.uskd(student, weak, labels, alpha=1.0, beta=1.0, mu=0.3)
     plain = 0.3 * F.cross_entropy(weak, labels, label_smoothing=0.1)
-    torch.testing.assert_close(
-        torch.autograd.grad(loss, weak), torch.autograd.grad(plain, weak)
-    )
+    torch.testing.assert_close(torch.autograd.grad(loss, weak), torch.autograd.grad(plain, weak))
     without = objectives.uskd(student, weak, labels, mu=0.0)
     assert torch.equal(torch.autograd.grad(without, weak)[0], torch.zeros(6, 5).double())
 
@@ -525,6 +534,9 @@ def test_leading_dimensions_may_be_any(objective) -> None:  # type: ignore[no-un
     more = (labels,) if objective in LABELLED else ()
     each = objective(student, teacher, *more, reduction="none")
     shaped = objective(
-        student.view(2, 3, 5), teacher.view(2, 3, 5), *(y.view(2, 3) for y in more), reduction="none"
+        student.view(2, 3, 5),
+        teacher.view(2, 3, 5),
+        *(y.view(2, 3) for y in more),
+        reduction="none",
     )
     torch.testing.assert_close(shaped, each.view(2, 3))

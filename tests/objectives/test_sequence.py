@@ -335,7 +335,10 @@ def test_forward_kl_is_kd_and_its_gradient_is_the_gap_over_t() -> None:
 
 def test_jensen_shannon_at_its_ends() -> None:
     student, teacher = distributions()
-    forward, reverse = objectives.forward_kl(student, teacher), objectives.reverse_kl(student, teacher)
+    forward, reverse = (
+        objectives.forward_kl(student, teacher),
+        objectives.reverse_kl(student, teacher),
+    )
     for normalised in (False, True):
         ends = [
             objectives.jensen_shannon(student, teacher, beta=beta, normalised=normalised)
@@ -394,9 +397,7 @@ def test_the_mean_runs_over_tokens_not_over_sequences(objective: Objective) -> N
     student, teacher = distributions()
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
     each = objective(student, teacher, reduction="none")
-    torch.testing.assert_close(
-        objective(student, teacher, weight=mask), each[mask.bool()].mean()
-    )
+    torch.testing.assert_close(objective(student, teacher, weight=mask), each[mask.bool()].mean())
 
 
 @pytest.mark.parametrize("objective", DIVERGENCES)
@@ -441,9 +442,7 @@ def test_a_class_that_only_the_teacher_masks() -> None:
         (objectives.jensen_shannon, {"beta": 1.5}),
     ],
 )
-def test_numbers_out_of_range_are_refused(
-    objective: Objective, keywords: dict[str, float]
-) -> None:
+def test_numbers_out_of_range_are_refused(objective: Objective, keywords: dict[str, float]) -> None:
     (name, value), *_ = keywords.items()
     with pytest.raises(ValueError, match=f"{name} is {value}"):
         objective(*distributions(), **keywords)

@@ -310,6 +310,7 @@ def test_a_student_of_other_classes_is_refused(tmp_path: Path) -> None:
     built.student = lambda: Model(Dropped(5), model("dropped").preprocess, "dropped")
     with pytest.raises(PreflightError, match="student gives 5 logits, but the data has 3 classes"):
         run(built, tmp_path / "r")
+    assert not (tmp_path / "r").exists(), "a refused run must not stand in the way of the next"
 
 
 def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:
@@ -374,6 +375,24 @@ def test_directories(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunDirectoryError, match="cannot be written"):
         run(experiment(), tmp_path / "file" / "below")
+
+
+def test_two_processes_do_not_train_into_one_directory(tmp_path: Path) -> None:
+    run(experiment({"kd": [{"methods": ["kd"], "epochs": 1}]}), tmp_path / "r")
+    holder = "import fcntl, sys, time; file = open(sys.argv[1], 'w'); "
+    holder += "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path / "r" / ".lock")],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    try:
+        with pytest.raises(RunDirectoryError, match="Another process"):
+            run(experiment({"kd": [{"methods": ["kd"], "epochs": 1}]}), tmp_path / "r", resume=True)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_bf16_trains(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ class Card:
         masked_classes: whether a class at -inf in the teacher and the student counts nothing.
         held_constant: whether a part of the value gets no gradient by design, such as a target made from the
             student; finite differences then do not give the gradient.
-        ordered: whether ties are broken by the position in the batch, whose order may then matter.
+        temperature_power: n, where the value at temperature T is T^n times the value at 1 of all logits divided by T;
+            None where it is not that simple.
         extreme: whether value and gradient are finite at T = 0.05 and logits of 1e4.
     """
 
@@ -53,7 +54,7 @@ class Card:
     smallest_classes: int = 1
     masked_classes: bool = False
     held_constant: bool = False
-    ordered: bool = False
+    temperature_power: int | None = None
     extreme: bool = True
 
 
@@ -74,7 +75,7 @@ def card(
     smallest_classes: int = 1,
     masked_classes: bool = False,
     held_constant: bool = False,
-    ordered: bool = False,
+    temperature_power: int | None = None,
     extreme: bool = True,
 ) -> Callable[[Callable[P, torch.Tensor]], Callable[P, torch.Tensor]]:
     """Declare an objective: enters the function with its `Card`, and keeps autocast out of it.
@@ -93,7 +94,7 @@ def card(
         smallest_classes=smallest_classes,
         masked_classes=masked_classes,
         held_constant=held_constant,
-        ordered=ordered,
+        temperature_power=temperature_power,
         extreme=extreme,
     )
 

@@ -76,6 +76,7 @@ def run(experiment: Experiment, path: Path, *, resume: bool = False) -> RunResul
             whole.check()
             if not resume:
                 _create_together(directory, dict(experiment.recipe), world)
+            cleanup.enter_context(directory.locked())
             log.write_to(path / "log.txt")
             if world.is_main:
                 for tracker in make_trackers(experiment.settings.trackers, path, experiment.name):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import json
 import math
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,27 @@ class RunDirectory:
     def teacher(self) -> Path:
         """Where the teacher lies."""
         return self.path / "models" / "teacher"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training into the directory at the same time.
+
+        The lock goes with the process, however that ends.
+
+        Raises:
+            RunDirectoryError: another process has it.
+        """
+        if not self.writes:
+            yield
+            return
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunDirectoryError(
+                    f"Another process is training into {self.path}. Wait for it or stop it."
+                ) from error
+            yield
 
     def check_free(self) -> None:
         """Check that there is no run yet.

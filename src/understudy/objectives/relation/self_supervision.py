@@ -59,6 +59,7 @@ def sskd_similarity(
     *,
     temperature: float = 0.5,
     ratio: float = 0.75,
+    official: bool = False,
     weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """T^2 * KL of the distributions over candidate images, softmax_j(cos(e_iv, e_j0) / T), in nats.
@@ -69,6 +70,8 @@ def sskd_similarity(
         temperature: T > 0.
         ratio: share of those views that is kept for which the teacher does not rank the right image first; the best
             ranked are kept. All others are kept anyway.
+        official: True for the authors' choice between views of the same rank, the one that comes first in the batch;
+            otherwise the one whose truth the teacher finds more probable, wherever it stands.
         weight: weights or mask [B]. An image of weight 0 is no candidate either.
 
     Returns:
@@ -84,14 +87,11 @@ def sskd_similarity(
     _check_views(student, teacher)
     ours = _log_candidates(student, weight, temperature)
     cosines = _cosines(in_float(teacher).detach(), weight)
-    own = cosines.diagonal(dim1=0, dim2=2).mT.unsqueeze(2)
-    rank = (cosines > own).sum(dim=2)
+    own = cosines.diagonal(dim1=0, dim2=2).mT
     theirs = F.log_softmax(cosines / temperature, dim=2)
-    values = temperature**2 * _divergence(ours, theirs)
-    kept = _kept(rank, ratio, weight).to(values.dtype)
-    return reduce(
-        values, kept if weight is None else kept * weight.to(values.dtype).unsqueeze(1), "mean"
-    )
+    share = sample_weights(weight, ours)
+    kept = _kept(cosines, own, ratio, share, official)
+    return reduce(temperature**2 * _divergence(ours, theirs), kept * share.unsqueeze(1), "mean")
 
 
 @card("tokens", needs=("labels",), invariances=("shift",), coupled=True)
@@ -102,6 +102,7 @@ def sskd_transformed(
     labels: torch.Tensor,
     temperature: float = 4.0,
     ratio: float = 1.0,
+    official: bool = False,
     weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """T^2 * KL(softmax(t / T) || softmax(s / T)) on transformed views, without the teacher's worst, in nats.
@@ -109,10 +110,12 @@ def sskd_transformed(
     Args:
         student: logits [B, V, C]; view 0 is upright and not used here.
         teacher: logits [B, V, C]; detached.
-        labels: int64 [B] (or [B, V]).
+        labels: int64 [B] (or [B, V]); -1 for "no label", which does not count, since there is no truth to rank.
         temperature: T > 0.
         ratio: share of the views kept that the teacher misclassifies; those with the best ranked truth are kept.
             All others are kept anyway.
+        official: True for the authors' choice between views of the same rank, the one that comes first in the batch;
+            otherwise the one whose truth the teacher finds more probable, wherever it stands.
         weight: weights or mask [B].
 
     Returns:
@@ -134,18 +137,17 @@ def sskd_transformed(
             f"labels have shape {tuple(labels.shape)} and the logits {tuple(student.shape)}; "
             f"labels must have shape {tuple(student.shape[:1])} or {tuple(student.shape[:2])}"
         )
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be greater than 0")
+    student, teacher = (side[:, 1:] for side in pair(student, teacher, weight))
     truth = labels.unsqueeze(1) if labels.dim() == 1 else labels[:, 1:]
-    truth = truth.expand(-1, student.shape[1] - 1).unsqueeze(2)
-    student, teacher = pair(student, teacher, weight)
-    targets = teacher[:, 1:]
-    rank = (targets > targets.gather(2, truth)).sum(dim=2)
-    ours = F.log_softmax(student[:, 1:] / temperature, dim=2)
-    theirs = F.log_softmax(targets / temperature, dim=2)
-    values = temperature**2 * _divergence(ours, theirs)
-    kept = _kept(rank, ratio, weight).to(values.dtype)
-    return reduce(
-        values, kept if weight is None else kept * weight.to(values.dtype).unsqueeze(1), "mean"
-    )
+    truth = truth.expand(-1, student.shape[1])
+    own = teacher.gather(2, truth.clamp_min(0).unsqueeze(2)).squeeze(2)
+    share = sample_weights(weight, student).unsqueeze(1) * (truth >= 0)
+    kept = _kept(teacher, own, ratio, share, official)
+    ours = F.log_softmax(student / temperature, dim=2)
+    theirs = F.log_softmax(teacher / temperature, dim=2)
+    return reduce(temperature**2 * _divergence(ours, theirs), kept * share, "mean")
 
 
 def _check_views(student: torch.Tensor, teacher: torch.Tensor) -> None:
@@ -184,20 +186,26 @@ def _divergence(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     return (theirs.exp() * (theirs - ours)).sum(dim=-1)
 
 
-def _kept(rank: torch.Tensor, ratio: float, weight: torch.Tensor | None) -> torch.Tensor:
-    """Return which views [B, V - 1] count: all of rank 0, and the best ranked share of the others."""
+def _kept(
+    scores: torch.Tensor, own: torch.Tensor, ratio: float, share: torch.Tensor, official: bool
+) -> torch.Tensor:
+    """Return 1 for views that count and 0 for the others: all whose truth ranks first, and the best share of the rest.
+
+    Args:
+        scores: the teacher's, [B, V - 1, N].
+        own: that of the truth [B, V - 1].
+        ratio: the share of those that the teacher gets wrong, rounded down.
+        share: weights [B] or [B, V - 1]; views of weight 0 come last and take no one's place.
+        official: whether the position in the batch decides between equal ranks.
+    """
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio is {ratio}; it must be in [0, 1]")
-    flat = rank.flatten()
-    if weight is not None:
-        # Images that do not count come last and take no one's place.
-        valid = (weight != 0).unsqueeze(1).expand_as(rank).flatten()
-        flat = torch.where(valid, flat, torch.iinfo(flat.dtype).max)
-    else:
-        valid = torch.ones_like(flat, dtype=torch.bool)
-    right = ((flat == 0) & valid).sum()
-    wrong = valid.sum() - right
-    count = right + (wrong * ratio).floor()
-    place = torch.empty_like(flat)
-    place[flat.argsort(stable=True)] = torch.arange(len(flat), device=flat.device)
-    return ((place < count) & valid).view_as(rank)
+    rank = (scores > own.unsqueeze(2)).sum(dim=2)
+    doubt = torch.zeros_like(own) if official else 1 - torch.exp(own - scores.logsumexp(dim=2))
+    valid = (share if share.dim() == 2 else share.unsqueeze(1)).expand_as(rank) != 0
+    order = torch.where(valid, rank + doubt, torch.inf).flatten().argsort(stable=True)
+    wrong = (valid & (rank > 0)).sum()
+    count = (valid & (rank == 0)).sum() + (wrong * ratio).floor()
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    return ((place < count).view_as(rank) & valid).to(scores.dtype)

@@ -10,7 +10,7 @@ from understudy.objectives.norms import length
 from understudy.objectives.shapes import divisor, sample_weights
 
 
-@card("logits", invariances=("shift",), coupled=True)
+@card("logits", invariances=("shift",), coupled=True, temperature_power=2)
 def dist(
     student: torch.Tensor,
     teacher: torch.Tensor,

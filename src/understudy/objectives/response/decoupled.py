@@ -23,7 +23,14 @@ from understudy.objectives.response.labels import (
 )
 
 
-@card("logits", needs=("labels",), invariances=("shift",), masked_classes=True, smallest_classes=2)
+@card(
+    "logits",
+    needs=("labels",),
+    invariances=("shift",),
+    masked_classes=True,
+    smallest_classes=2,
+    temperature_power=2,
+)
 def dkd(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -134,7 +141,14 @@ def nkd(
     return reduce(loss, weight, reduction)
 
 
-@card("logits", needs=("labels",), minimum=None, invariances=("shift",), masked_classes=True)
+@card(
+    "logits",
+    needs=("labels",),
+    minimum=None,
+    invariances=("shift",),
+    masked_classes=True,
+    temperature_power=0,
+)
 def ofa(
     student: torch.Tensor,
     teacher: torch.Tensor,

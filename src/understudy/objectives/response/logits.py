@@ -10,7 +10,7 @@ from understudy.objectives.divergence import fit, logit_pair, soften, square
 from understudy.objectives.reduction import in_float, reduce, same_shape
 
 
-@card("logits", masked_classes=True)
+@card("logits", masked_classes=True, temperature_power=0)
 def logit_mse(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -50,7 +50,7 @@ def logit_mse(
     return reduce(loss, weight, reduction)
 
 
-@card("logits")
+@card("logits", temperature_power=2)
 def binary_kd(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -81,7 +81,7 @@ def binary_kd(
     return reduce(_two_way(student, teacher, temperature, weight), weight, reduction)
 
 
-@card("logits")
+@card("logits", temperature_power=2)
 def multi_label_kd(
     student: torch.Tensor,
     teacher: torch.Tensor,

@@ -163,7 +163,7 @@ def uskd(
     target_loss = -(target * log_labelled).sum(dim=-1)
 
     log_weak = weak.log_softmax(dim=-1)
-    zipf = _zipf(log_student.detach(), log_weak.detach(), taken, rank)
+    zipf = _zipf(log_student, log_weak, taken, rank)
     # Where labels take all classes, nothing is left to rank.
     rest = student.masked_fill(taken & ~taken.all(dim=-1, keepdim=True), -torch.inf)
     others_loss = -(zipf * torch.where(taken, 0.0, rest.log_softmax(dim=-1))).sum(dim=-1)
@@ -186,10 +186,11 @@ def _labels(
         raise ValueError(
             "a sample has more than two labels; shares of at most two classes may be positive"
         )
-    found = labels.detach().to(student.dtype).topk(2, dim=-1)
+    found = labels.to(student.dtype).topk(2, dim=-1)
     return found.values, found.indices
 
 
+@torch.no_grad()
 def _zipf(
     log_student: torch.Tensor, log_weak: torch.Tensor, taken: torch.Tensor, rank: str
 ) -> torch.Tensor:

@@ -16,7 +16,7 @@ from understudy.objectives.norms import safe_sqrt
 from understudy.objectives.reduction import reduce
 
 
-@card("logits", invariances=("shift",), masked_classes=True)
+@card("logits", invariances=("shift",), masked_classes=True, temperature_power=2)
 def kd(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -52,7 +52,7 @@ def kd(
     return reduce(loss, weight, reduction)
 
 
-@card("logits", minimum=None, invariances=("shift",), masked_classes=True)
+@card("logits", minimum=None, invariances=("shift",), masked_classes=True, temperature_power=2)
 def soft_cross_entropy(
     student: torch.Tensor,
     teacher: torch.Tensor,

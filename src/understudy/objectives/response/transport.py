@@ -14,7 +14,7 @@ from understudy.objectives.shapes import divisor, sample_weights
 _NOTHING = -1e30
 
 
-@card("logits", minimum=None, invariances=("shift",), coupled=True)
+@card("logits", minimum=None, invariances=("shift",), coupled=True, temperature_power=0)
 def sinkhorn(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -77,7 +77,7 @@ def sinkhorn(
     return reduce(paid, None, reduction)
 
 
-@card("logits", invariances=("shift",))
+@card("logits", invariances=("shift",), temperature_power=0)
 def sinkhorn_per_sample(
     student: torch.Tensor,
     teacher: torch.Tensor,

@@ -15,7 +15,7 @@ from understudy.objectives.reduction import reduce
 from understudy.objectives.shapes import divisor
 
 
-@card("tokens", invariances=("shift",), masked_classes=True)
+@card("tokens", invariances=("shift",), masked_classes=True, temperature_power=2)
 def forward_kl(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -50,7 +50,7 @@ def forward_kl(
     return reduce(loss, weight, reduction)
 
 
-@card("tokens", invariances=("shift",), masked_classes=True)
+@card("tokens", invariances=("shift",), masked_classes=True, temperature_power=2)
 def reverse_kl(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -85,7 +85,7 @@ def reverse_kl(
     return reduce(loss, weight, reduction)
 
 
-@card("tokens", invariances=("shift",), masked_classes=True)
+@card("tokens", invariances=("shift",), masked_classes=True, temperature_power=2)
 def symmetric_kl(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -127,7 +127,9 @@ def symmetric_kl(
     return reduce(square(temperature, student) * loss, weight, reduction)
 
 
-@card("tokens", invariances=("shift",), masked_classes=True, held_constant=True)
+@card(
+    "tokens", invariances=("shift",), masked_classes=True, temperature_power=2, held_constant=True
+)
 def adaptive_kl(
     student: torch.Tensor,
     teacher: torch.Tensor,

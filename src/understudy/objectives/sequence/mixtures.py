@@ -15,7 +15,7 @@ from understudy.objectives.divergence import (
 from understudy.objectives.reduction import reduce
 
 
-@card("tokens", invariances=("shift",), masked_classes=True)
+@card("tokens", invariances=("shift",), masked_classes=True, temperature_power=2)
 def skewed_forward_kl(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -51,7 +51,7 @@ def skewed_forward_kl(
     return reduce(square(temperature, student) * loss, weight, reduction)
 
 
-@card("tokens", invariances=("shift",), masked_classes=True)
+@card("tokens", invariances=("shift",), masked_classes=True, temperature_power=2)
 def skewed_reverse_kl(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -91,7 +91,7 @@ def _check_skew(skew: float) -> None:
         raise ValueError(f"skew is {skew}; it must be at least 0 and below 1")
 
 
-@card("tokens", invariances=("shift",), masked_classes=True)
+@card("tokens", invariances=("shift",), masked_classes=True, temperature_power=2)
 def jensen_shannon(
     student: torch.Tensor,
     teacher: torch.Tensor,

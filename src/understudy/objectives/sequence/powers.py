@@ -9,7 +9,7 @@ from understudy.objectives.divergence import log_probabilities, logit_pair, squa
 from understudy.objectives.reduction import reduce
 
 
-@card("tokens", invariances=("shift",), masked_classes=True)
+@card("tokens", invariances=("shift",), masked_classes=True, temperature_power=2)
 def total_variation(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -42,7 +42,7 @@ def total_variation(
     return reduce(square(temperature, student) * loss, weight, reduction)
 
 
-@card("tokens", invariances=("shift",), masked_classes=True)
+@card("tokens", invariances=("shift",), masked_classes=True, temperature_power=2)
 def alpha_beta(
     student: torch.Tensor,
     teacher: torch.Tensor,
