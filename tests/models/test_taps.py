@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -135,6 +137,23 @@ def test_compiled_model_has_the_same_paths_and_no_graph_break() -> None:
     torch.testing.assert_close(output, expected)
     torch.testing.assert_close(features["norm"], plain["norm"])
     torch._dynamo.reset()
+
+
+def test_a_distributed_wrapper_has_the_same_paths(tmp_path: Path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        model, x = Block(inplace=False), torch.randn(4, 3, 6, 6)
+        tapped = Tapped(nn.parallel.DistributedDataParallel(model), ["norm"])
+        assert tapped.module is model
+        outside = nn.parallel.DistributedDataParallel(tapped)
+        _, features = outside(x)
+        features["norm"].square().sum().backward()
+        assert model.conv.weight.grad is not None
+        assert find_module(outside.module, "module.norm") is find_module(model, "norm")
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_wrong_path_names_the_nearest() -> None:

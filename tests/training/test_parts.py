@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import experiment
 from torch import nn
+from toy import experiment
 
 from understudy.errors import TrainingError, UnderstudyError, UnknownName
 from understudy.methods import KD, Ramp, Supervised
@@ -218,6 +218,7 @@ def test_the_plan_says_what_a_run_will_do() -> None:
     assert student.flops > 0 and plan.refused == [] and plan.seconds
 
 
+@pytest.mark.slow
 def test_compiled_models_train_to_the_same_result(tmp_path: Path) -> None:
     torch._dynamo.reset()
     arms = {"both": [{"methods": ["kd", "fitnet"], "steps": 4}]}

@@ -25,7 +25,7 @@ from understudy.evaluation.fidelity import fidelity_metrics
 from understudy.evaluation.memory import PeakMemory
 from understudy.evaluation.predictions import Predictions
 from understudy.models import saved
-from understudy.models.model import Model
+from understudy.models.model import Model, fingerprint
 from understudy.training.checkpoint import Checkpoints
 from understudy.training.context import Context
 from understudy.training.experiment import TEACHER
@@ -79,7 +79,12 @@ class Member:
         begin_stage = 0
         if found is None:
             self.directory.forget_member(self.arm, self.seed)
-            self._record("member", state="started")
+            self._record(
+                "member",
+                state="started",
+                weights=student.weights,
+                fingerprint=fingerprint(student.module),
+            )
         else:
             begin_stage = found["stage"]
             self._seconds, self._peak = found["seconds"], found["peak"]

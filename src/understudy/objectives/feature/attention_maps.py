@@ -32,8 +32,8 @@ def attention_transfer(
         weight: weights or mask [B].
         reduction: "mean" over valid samples, "sum" or "none" ([B]).
 
-    The two forms differ by a square and a factor H W. The published weight 1000 (beta / 2 with beta = 1e3 in the
-    paper's CIFAR runs) goes with "code", which the authors' code and every later benchmark use.
+    The two forms differ by a square and a factor H W. The published weight 1000 goes with
+    "code", which the authors' code and later benchmarks use.
 
     A map of zeros has no attention: q is zero and gets no gradient; "paper" has gradient 0 where the maps agree.
 
