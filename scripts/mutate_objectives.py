@@ -19,12 +19,9 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import copy
 import importlib
-import importlib.util
 import inspect
-import io
 import multiprocessing
 import os
 import re
@@ -34,12 +31,17 @@ import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.pool import Pool
 from pathlib import Path
+
+import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "understudy" / "objectives"
 BATTERY = ROOT / "tests" / "contract" / "test_objectives.py"
 UNIT_TESTS = ROOT / "tests" / "objectives"
+NOT_MUTATED = ("__init__.py", "card.py")
 KINDS = (
     "drop T^2",
     "swap arguments",
@@ -49,6 +51,8 @@ KINDS = (
 )
 # They read declarations, which a mutant does not change.
 DECLARATIONS = ("test_docstring", "test_signature")
+# Mutants that compute the same, by function and change, with the reason.
+EQUIVALENT: dict[tuple[str, str], str] = {}
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class Mutant:
     line: int
     change: str
     source: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What identifies a mutant when lines move."""
+        return self.function, self.change
 
     def __str__(self) -> str:
         """Say where and what."""
@@ -87,7 +96,7 @@ def replacements(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
             if ast.unparse(node.args[1]) != "None":
                 yield "forget the weight", with_argument(node, 1, ast.Constant(None))
             yield "wrong reduction", with_argument(node, 2, ast.Constant("sum"))
-        if name == "detach" and isinstance(function, ast.Attribute):
+        if name == "detach" and isinstance(function, ast.Attribute) and "teacher" in text:
             yield "keep the teacher's gradient", function.value
     if text in ("temperature * temperature", "temperature ** 2"):
         yield "drop T^2", ast.Constant(1.0)
@@ -161,126 +170,162 @@ def module_of(file: str) -> types.ModuleType:
 
 
 def install(mutant: Mutant) -> None:
-    """Run the mutant's source in its module, and put its functions wherever the old ones were imported."""
+    """Give the functions of the module the mutant's code, in place, so that whoever imported them has it too."""
     module = module_of(mutant.file)
-    old = dict(vars(module))
-    exec(compile(mutant.source, str(SOURCE / mutant.file), "exec"), vars(module))
-    changed = {
-        id(value): vars(module)[name]
-        for name, value in old.items()
-        if inspect.isfunction(value) or inspect.isclass(value)
-    }
-    for name, other in list(sys.modules.items()):
-        if name.startswith("understudy.objectives"):
-            for key, value in list(vars(other).items()):
-                if id(value) in changed:
-                    setattr(other, key, changed[id(value)])
+    changed = dict(vars(module))
+    source = compile(mutant.source, str(SOURCE / mutant.file), "exec", dont_inherit=True)
+    before = dict(cards())
+    exec(source, changed)
+    cards().clear()
+    cards().update(before)
+    for name, old in vars(module).items():
+        if getattr(old, "__module__", None) != module.__name__:
+            continue
+        if inspect.isclass(old):
+            for key, method in vars(old).items():
+                give_code(method, vars(changed[name]).get(key))
+        else:
+            give_code(old, changed[name])
 
 
-def battery() -> types.ModuleType:
-    """Import the battery."""
-    spec = importlib.util.spec_from_file_location("battery", BATTERY)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["battery"] = module
-    spec.loader.exec_module(module)
-    return module
+def give_code(old: object, new: object) -> None:
+    """Let a function have another's code."""
+    old, new = (inspect.unwrap(getattr(each, "__func__", each)) for each in (old, new))  # type: ignore[arg-type]
+    if inspect.isfunction(old) and inspect.isfunction(new):
+        old.__code__ = new.__code__
 
 
-def checks() -> dict[str, Callable[[str], None]]:
-    """Return the tests of the battery that a mutant meets."""
-    return {
-        name: value
-        for name, value in vars(sys.modules["battery"]).items()
-        if name.startswith("test_") and not name.startswith(DECLARATIONS)
-    }
+def cards() -> dict[str, tuple[Callable[..., object], object]]:
+    """Return the registry of objectives."""
+    return importlib.import_module("understudy.objectives.card").cards
 
 
 def concerned(file: str) -> list[str]:
-    """Return the objectives that a file defines; all, if it is shared by them."""
-    from understudy.objectives.card import cards
-
+    """Return the names of the functions that a file defines for others; of all objectives, if it is shared by them."""
     module = module_of(file).__name__
-    own = [name for name, (function, _) in cards.items() if function.__module__ == module]
-    return own or sorted(cards)
+    own = [function.__name__ for function, _ in cards().values() if function.__module__ == module]
+    return own or [function.__name__ for function, _ in cards().values()]
 
 
-def failing(
-    names: list[str], expected: frozenset[tuple[str, str]] = frozenset()
-) -> Iterator[tuple[str, str]]:
-    """Yield which check of which objective fails, apart from those that are expected to."""
-    for title, check in checks().items():
-        (mark,) = (mark for mark in vars(check)["pytestmark"] if mark.name == "parametrize")
-        for name in names:
-            if name not in mark.args[1] or (title, name) in expected:
+inherited: list[Judge] = []
+"""The judge that a forked process has of its parent: collected tests cannot be sent to it."""
+
+
+def inherited_failing() -> list[str]:
+    """Return the tests that fail without a mutant."""
+    return inherited[0].failing()
+
+
+def inherited_judge(index: int) -> tuple[Mutant, str | None]:
+    """Judge the mutant of this number."""
+    return inherited[0].judge(index)
+
+
+class Judge:
+    """A pytest plugin: collects the tests once, then runs them against each mutant in a process of its own."""
+
+    def __init__(self, mutants: list[Mutant], jobs: int, show: bool) -> None:
+        self.mutants, self.jobs, self.show = mutants, jobs, show
+        self.results: list[tuple[Mutant, str | None]] = []
+        self.failed: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note which tests fail."""
+        if report.failed:
+            self.failed.append(report.nodeid.rpartition("::")[2])
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Judge all mutants in place of running the tests once."""
+        self.battery: dict[str, list[pytest.Item]] = {}
+        self.others: list[tuple[set[str], pytest.Item]] = []
+        words: dict[Path, set[str]] = {}
+        for item in session.items:
+            if item.path == BATTERY:
+                if not item.name.startswith(DECLARATIONS):
+                    objective = item.callspec.params["name"].rpartition(".")[2]  # type: ignore[attr-defined]
+                    self.battery.setdefault(objective, []).append(item)
                 continue
-            try:
-                check(name)
-            except BaseException:  # whatever a broken objective raises, the test has noticed
-                yield title, name
+            if item.path not in words:
+                words[item.path] = set(re.findall(r"\w+", item.path.read_text(encoding="utf-8")))
+            self.others.append((words[item.path], item))
+        # What fails without a mutation says nothing about one.
+        with self.processes() as pool:
+            self.expected = set(pool.apply(inherited_failing))
+        for test in sorted(self.expected):
+            print(f"fails unmutated, ignored: {test}")
+        with self.processes() as pool:
+            for mutant, by in pool.imap(inherited_judge, range(len(self.mutants)), chunksize=1):
+                self.results.append((mutant, by))
+                if self.show:
+                    print(f"{mutant}: {by or verdict(mutant)}", flush=True)
+        return True
 
+    def processes(self) -> Pool:
+        """Return a pool of processes that are copies of this one, and do one task each."""
+        inherited.clear()
+        inherited.append(self)
+        return multiprocessing.get_context("fork").Pool(self.jobs, maxtasksperchild=1)
 
-def unit_tests(names: list[str]) -> list[str]:
-    """Return the files of unit tests that mention one of the objectives."""
-    functions = {name.rpartition(".")[2] for name in names}
-    return [
-        str(path)
-        for path in sorted(UNIT_TESTS.glob("test_*.py"))
-        if functions & set(re.findall(r"\w+", path.read_text(encoding="utf-8")))
-    ]
+    def failing(self) -> list[str]:
+        """Return all tests that fail."""
+        items = [item for items in self.battery.values() for item in items]
+        return [
+            by for item in [*items, *(item for _, item in self.others)] if (by := self.run(item))
+        ]
 
+    def run(self, item: pytest.Item) -> str | None:
+        """Run a test; return its name if it fails."""
+        self.failed = []
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
+        return self.failed[0] if self.failed else None
 
-def killer(mutant: Mutant, expected: frozenset[tuple[str, str]]) -> str | None:
-    """Return the test that notices the mutant; None when none does."""
-    import pytest
-
-    signal.alarm(120)
-    try:
-        install(mutant)
-    except Exception as error:
-        return f"does not load: {error}"
-    names = concerned(mutant.file)
-    names.sort(key=lambda name: name.rpartition(".")[2] != mutant.function)
-    for title, name in failing(names, expected):
-        return f"{title}[{name}]"
-    arguments = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", *unit_tests(names)]
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        status = pytest.main(arguments)
-    if status == pytest.ExitCode.OK:
-        return None
-    failed = [
-        line for line in output.getvalue().splitlines() if line.startswith(("FAILED", "ERROR"))
-    ]
-    return failed[0].split(" - ")[0].rpartition("::")[2] if failed else f"exit status {status}"
-
-
-def judge(task: tuple[Mutant, frozenset[tuple[str, str]]]) -> tuple[Mutant, str | None]:
-    """Return a mutant and its killer; runs in a process of its own."""
-    mutant, expected = task
-    return mutant, killer(mutant, expected)
+    def judge(self, index: int) -> tuple[Mutant, str | None]:
+        """Return a mutant and the test that notices it; None when none does."""
+        mutant = self.mutants[index]
+        signal.alarm(300)
+        try:
+            install(mutant)
+        except Exception as error:
+            return mutant, f"does not load: {error}"
+        names = sorted(concerned(mutant.file), key=lambda name: name != mutant.function)
+        items = [item for name in names for item in self.battery.get(name, [])]
+        mentioned = {mutant.function} if mutant.function in names else set(names)
+        near = [item for words, item in self.others if words & mentioned]
+        far = [item for words, item in self.others if words & set(names) and not words & mentioned]
+        # Tests whose name has the function's come first, since they are the likeliest to fail.
+        near.sort(key=lambda item: mutant.function not in item.name)
+        for item in [*items, *near, *far]:
+            by = self.run(item)
+            if by and by not in self.expected:
+                return mutant, by
+        return mutant, None
 
 
 # Reporting
 
 
+def verdict(mutant: Mutant) -> str:
+    """Say what it means that no test noticed the mutant."""
+    return f"equivalent: {EQUIVALENT[mutant.key]}" if mutant.key in EQUIVALENT else "SURVIVED"
+
+
 def table(results: list[tuple[Mutant, str | None]]) -> str:
-    """Return killed mutants of all, by file and kind, in Markdown."""
+    """Return killed mutants of all that change anything, by file and kind, in Markdown."""
     killed: Counter[tuple[str, str]] = Counter()
     made: Counter[tuple[str, str]] = Counter()
     for mutant, by in results:
+        if by is None and mutant.key in EQUIVALENT:
+            continue
         for key in ((mutant.file, mutant.kind), (mutant.file, ""), ("", mutant.kind), ("", "")):
             made[key] += 1
             killed[key] += by is not None
 
     def cell(file: str, kind: str) -> str:
-        key = (file, kind)
-        return f"{killed[key]}/{made[key]}" if made[key] else ""
+        return f"{killed[file, kind]}/{made[file, kind]}" if made[file, kind] else ""
 
-    columns = (*KINDS, "")
-    lines = [f"| file | {' | '.join(KINDS)} | all |", "|---" * (len(columns) + 1) + "|"]
+    lines = [f"| file | {' | '.join(KINDS)} | all |", "|---" * (len(KINDS) + 2) + "|"]
     for file in [*sorted({mutant.file for mutant, _ in results}), ""]:
-        cells = " | ".join(cell(file, kind) for kind in columns)
+        cells = " | ".join(cell(file, kind) for kind in (*KINDS, ""))
         lines.append(f"| {f'`{file}`' if file else 'all'} | {cells} |")
     return "\n".join(lines)
 
@@ -290,37 +335,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count(), help="processes (default: one per core)"
-    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--only", default="", help="only mutants whose description contains this")
-    parser.add_argument("--list", action="store_true", help="print each mutant and what killed it")
+    parser.add_argument("--list", action="store_true", help="print each mutant and its killer")
     options = parser.parse_args()
 
-    sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+    sys.path[:0] = [str(ROOT / "src")]
     os.environ["CI"] = "1"  # the same examples of hypothesis for every mutant
-    import torch
-
     torch.set_num_threads(1)
     importlib.import_module("understudy.objectives")
-    battery()
-    # What fails without a mutation says nothing about one.
-    expected = frozenset(failing(concerned("reduction.py")))
-    for title, name in sorted(expected):
-        print(f"fails unmutated, ignored: {title}[{name}]")
-    files = [
-        path for path in sorted(SOURCE.rglob("*.py")) if path.name not in ("__init__.py", "card.py")
+    files = [path for path in sorted(SOURCE.rglob("*.py")) if path.name not in NOT_MUTATED]
+    mutants = [
+        mutant for path in files for mutant in mutants_of(path) if options.only in str(mutant)
     ]
-    found = [mutant for path in files for mutant in mutants_of(path) if options.only in str(mutant)]
-    results: list[tuple[Mutant, str | None]] = []
-    with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=1) as pool:
-        for mutant, by in pool.imap(judge, [(mutant, expected) for mutant in found], chunksize=1):
-            results.append((mutant, by))
-            if options.list:
-                print(f"{mutant}: {by or 'SURVIVED'}", flush=True)
-    print(table(results))
-    survivors = [mutant for mutant, by in results if by is None]
-    print(f"\n{len(results) - len(survivors)} of {len(results)} mutants killed")
+    judge = Judge(mutants, options.jobs, options.list)
+    arguments = [str(BATTERY), str(UNIT_TESTS), f"--rootdir={ROOT}"]
+    status = pytest.main([*arguments, "-p", "no:terminal", "-p", "no:cacheprovider"], [judge])
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not judge.results:
+        print(f"the tests could not be collected (pytest's exit status {status})")
+        return 2
+    print(table(judge.results))
+    alive = [mutant for mutant, by in judge.results if by is None]
+    equivalent = [mutant for mutant in alive if mutant.key in EQUIVALENT]
+    survivors = [mutant for mutant in alive if mutant.key not in EQUIVALENT]
+    made = len(judge.results) - len(equivalent)
+    print(f"\n{made - len(survivors)} of {made} mutants killed", end="")
+    print(f"; {len(equivalent)} more change nothing that can be observed:" if equivalent else "")
+    for mutant in equivalent:
+        print(f"- {mutant}: {EQUIVALENT[mutant.key]}")
     for mutant in survivors:
         print(f"survived: {mutant}")
     return bool(survivors)

@@ -59,7 +59,7 @@ class Method(nn.Module):
     needs_labels: ClassVar[bool] = False
     """Whether samples without a label are of no use to the method."""
     needs_teacher: ClassVar[bool] = True
-    """Whether `loss` asks for a teacher."""
+    """Whether `loss` asks for a teacher. An only teacher then runs before the student, unless the weight is 0."""
 
     weight: float | Ramp
 
