@@ -49,10 +49,30 @@ KINDS = (
     "forget the weight",
     "keep the teacher's gradient",
 )
+# Parts of pytest that only cost time here.
+UNNEEDED = ("terminal", "cacheprovider", "logging", "warnings", "xdist", "faulthandler")
+# Where to look first for the test that notices.
+LIKELY = {
+    "drop T^2": "temperature",
+    "swap arguments": "teacher_gets_no_gradient",
+    "wrong reduction": "splitting",
+    "forget the weight": "weight",
+    "keep the teacher's gradient": "teacher_gets_no_gradient",
+}
 # They read declarations, which a mutant does not change.
 DECLARATIONS = ("test_docstring", "test_signature")
 # Mutants that compute the same, by function and change, with the reason.
-EQUIVALENT: dict[tuple[str, str], str] = {}
+_NORMALISED = "what follows divides by the length, so a common factor drops out"
+_THRESHOLD = "only moves the size below which a number counts as rounding"
+EQUIVALENT: dict[tuple[str, str], str] = {
+    ("_attention", "magnitudes.mean(dim=1) -> magnitudes.sum(dim=1)"): _NORMALISED,
+    ("spatial_correlation", "features.sum(dim=1) -> features.mean(dim=1)"): _NORMALISED,
+    ("procrustes", "ours.square().sum() -> ours.square().mean()"): _THRESHOLD,
+    ("procrustes", "theirs.square().sum() -> theirs.square().mean()"): _THRESHOLD,
+    ("centred_exactly", "rows.mean(dim=0) -> rows.sum(dim=0)"): (
+        "distances do not depend on the origin, which is only moved to save digits"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -289,6 +309,7 @@ class Judge:
             return mutant, f"does not load: {error}"
         names = sorted(concerned(mutant.file), key=lambda name: name != mutant.function)
         items = [item for name in names for item in self.battery.get(name, [])]
+        items.sort(key=lambda item: LIKELY[mutant.kind] not in item.name)
         mentioned = {mutant.function} if mutant.function in names else set(names)
         near = [item for words, item in self.others if words & mentioned]
         far = [item for words, item in self.others if words & set(names) and not words & mentioned]
@@ -350,7 +371,7 @@ def main() -> int:
     ]
     judge = Judge(mutants, options.jobs, options.list)
     arguments = [str(BATTERY), str(UNIT_TESTS), f"--rootdir={ROOT}"]
-    status = pytest.main([*arguments, "-p", "no:terminal", "-p", "no:cacheprovider"], [judge])
+    status = pytest.main([*arguments, *(f"-pno:{name}" for name in UNNEEDED)], [judge])
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not judge.results:
         print(f"the tests could not be collected (pytest's exit status {status})")
         return 2

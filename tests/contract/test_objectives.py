@@ -387,6 +387,22 @@ def test_masked_samples_count_nothing_whatever_they_hold(name: str) -> None:
     check(*value_and_gradient(call, weight=weight))
 
 
+@having("official")
+def test_official_form_heeds_the_weight(name: str) -> None:
+    call = build(name)
+    weight = call.weight()
+    call.keywords["official"] = True
+    try:
+        value, gradient = value_and_gradient(call, weight=weight)
+    except ValueError as error:
+        assert "no weight" in str(error)
+        return
+    assert not torch.isclose(value, call(), rtol=1e-9, atol=0)
+    weight[1] = 0
+    value, gradient = value_and_gradient(call, weight=weight)
+    assert (gradient[1] == 0).all() and (gradient[0] != 0).any()
+
+
 @every
 def test_all_masked_has_no_value_and_no_gradient(name: str) -> None:
     call = build(name)

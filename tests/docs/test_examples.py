@@ -99,14 +99,26 @@ def test_python_examples_run(page: Path, tmp_path: Path) -> None:
 
 
 def commands(page: Path) -> list[list[str]]:
-    found = []
+    """Return the commands of a page's shell blocks, split into words; a quoted word may span lines."""
+    found: list[list[str]] = []
     for block in blocks(page):
-        if block.language in ("bash", "console", "sh") and not block.skipped:
-            text = "\n".join(block.lines).replace("\\\n", " ")
-            for line in text.splitlines():
-                words = shlex.split(line.removeprefix("$ "), comments=True)
-                if words:
-                    found.append(words)
+        if block.language not in ("bash", "console", "sh") or block.skipped:
+            continue
+        pending = ""
+        for line in block.lines:
+            pending += line.removeprefix("$ ")
+            if pending.endswith("\\"):
+                pending = pending.removesuffix("\\")
+                continue
+            try:
+                words = shlex.split(pending, comments=True)
+            except ValueError:  # a quote is still open
+                pending += "\n"
+                continue
+            if words:
+                found.append(words)
+            pending = ""
+        assert not pending, f"{page.name}: the block at line {block.first} ends within a command"
     return found
 
 
@@ -141,6 +153,18 @@ def test_recipes_are_accepted(page: Path) -> None:
             assert values is not None, f"{page.name}:{block.first}"
             if {"data", "student"} <= set(values):  # a whole recipe; the others show a part of one
                 from_values(values)
+
+
+def test_commands_are_read_as_a_shell_does(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```bash\nmake demo   # it's quick\nunderstudy run a \\\n  'b={c: 1,\n  d: 2}' x=1\n```\n",
+        encoding="utf-8",
+    )
+    assert commands(page) == [
+        ["make", "demo"],
+        ["understudy", "run", "a", "b={c: 1,\n  d: 2}", "x=1"],
+    ]
 
 
 def test_the_reader_of_pages_sees_every_kind_of_block(tmp_path: Path) -> None:

@@ -14,7 +14,11 @@ from understudy.registry import import_entry
 
 
 def optimizer_classes() -> dict[str, type[torch.optim.Optimizer]]:
-    """Return torch's optimisers by lower-case name: "sgd", "adamw", ..."""
+    """Return the optimisers of torch that the loop can step, by lower-case name: "sgd", "adamw", ..."""
+    return {name: cls for name, cls in _torch_optimizers().items() if not _wants_closure(cls)}
+
+
+def _torch_optimizers() -> dict[str, type[torch.optim.Optimizer]]:
     found = {
         name.lower(): member
         for name, member in vars(torch.optim).items()
@@ -23,6 +27,11 @@ def optimizer_classes() -> dict[str, type[torch.optim.Optimizer]]:
         and member is not torch.optim.Optimizer
     }
     return dict(sorted(found.items()))
+
+
+def _wants_closure(cls: type[torch.optim.Optimizer]) -> bool:
+    closure = inspect.signature(cls.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 class Optimizer:
@@ -36,12 +45,6 @@ class Optimizer:
     def __init__(self, name: str, **keywords: Any) -> None:
         """Check the name and the keywords."""
         self.name, self.keywords = name, keywords
-        closure = inspect.signature(optimizer_class(name).step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise UnderstudyError(
-                f"Optimiser '{name}' evaluates the loss several times per step, which the training loop "
-                "does not do. Choose another, such as 'sgd' or 'adamw'."
-            )
         valid = list(inspect.signature(optimizer_class(name).__init__).parameters)[2:]
         for keyword in keywords:
             if keyword not in valid:
@@ -63,8 +66,14 @@ class Optimizer:
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """Return the class called `name`."""
     if name.startswith("py:"):
-        return import_entry(name)  # type: ignore[return-value]
-    classes = optimizer_classes()
-    if name not in classes:
-        raise unknown_name("optimiser", name, classes)
-    return classes[name]
+        cls: type[torch.optim.Optimizer] = import_entry(name)  # type: ignore[assignment]
+    elif name in _torch_optimizers():
+        cls = _torch_optimizers()[name]
+    else:
+        raise unknown_name("optimiser", name, optimizer_classes())
+    if _wants_closure(cls):
+        raise UnderstudyError(
+            f"Optimiser '{name}' evaluates the loss several times per step, which the training loop "
+            "does not do. Choose another, such as 'sgd' or 'adamw'."
+        )
+    return cls
