@@ -263,6 +263,17 @@ def test_inputs_are_left_as_they_are_and_nothing_is_random(name: str) -> None:
 
 
 @every
+def test_nothing_waits_for_a_value(name: str) -> None:
+    # Tensors without contents cannot be read: whoever looks at a value, and so would hold up an accelerator, fails.
+    call = build(name)
+    weight = call.weight().to("meta")
+    call.tensors = {key: value.to("meta") for key, value in call.tensors.items()}
+    for keywords in ({}, {"weight": weight}):
+        value, gradient = value_and_gradient(call, **keywords)
+        assert value.shape == () and gradient.shape == call.tensors["student"].shape
+
+
+@every
 def test_teacher_gets_no_gradient_and_student_does(name: str) -> None:
     call = build(name)
     theirs = [call.leaf(key) for key in call.tensors if key.startswith("teacher")]

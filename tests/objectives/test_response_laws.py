@@ -541,3 +541,25 @@ def test_leading_dimensions_may_be_any(objective) -> None:  # type: ignore[no-un
         reduction="none",
     )
     torch.testing.assert_close(shaped, each.view(2, 3))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *LABELLED,
+        objectives.kd,
+        objectives.soft_cross_entropy,
+        objectives.logit_standardised_kd,
+        objectives.logit_mse,
+    ],
+)
+def test_temperature_may_differ_per_sample(objective) -> None:  # type: ignore[no-untyped-def]
+    student, teacher, labels = logits(rows=3)
+    temperature = torch.tensor([0.5, 2.0, 4.0])
+    more = (labels,) if objective in LABELLED else ()
+    each = objective(student, teacher, *more, temperature=temperature, reduction="none")
+    alone = [
+        objective(*(z[i : i + 1] for z in (student, teacher, *more)), temperature=t.item())
+        for i, t in enumerate(temperature)
+    ]
+    torch.testing.assert_close(each, torch.stack(alone))

@@ -446,3 +446,15 @@ def test_numbers_out_of_range_are_refused(objective: Objective, keywords: dict[s
     (name, value), *_ = keywords.items()
     with pytest.raises(ValueError, match=f"{name} is {value}"):
         objective(*distributions(), **keywords)
+
+
+@pytest.mark.parametrize("objective", DIVERGENCES)
+def test_weights_of_samples_do_not_pass_for_weights_of_tokens(objective: Objective) -> None:
+    student, teacher = torch.randn(2, 3, 3, 5)
+    with pytest.raises(ValueError, match=r"weight has shape \(3,\).*losses of shape \(3, 3\)"):
+        objective(student, teacher, weight=torch.ones(3))
+    weight = torch.tensor([1.0, 0.0, 2.0]).unsqueeze(1)
+    torch.testing.assert_close(
+        objective(student, teacher, weight=weight),
+        objective(student, teacher, weight=weight.expand(3, 3)),
+    )

@@ -380,7 +380,7 @@ def test_directories(tmp_path: Path) -> None:
 def test_two_processes_do_not_train_into_one_directory(tmp_path: Path) -> None:
     run(experiment({"kd": [{"methods": ["kd"], "epochs": 1}]}), tmp_path / "r")
     holder = "import fcntl, sys, time; file = open(sys.argv[1], 'w'); "
-    holder += "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+    holder += "fcntl.lockf(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen(
         [sys.executable, "-c", holder, str(tmp_path / "r" / ".lock")],
         stdout=subprocess.PIPE,

@@ -45,6 +45,8 @@ def resume_run(directory: Path) -> None:
 
 def run_demo(overrides: Sequence[str], *, fresh: bool) -> None:
     """Run the packaged demo, go on with it, or say that it is done."""
+    # The demo's networks are so small that threads only wait for each other. Set before torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from understudy.recipe.loading import load
 
     if fresh and DEMO.exists():

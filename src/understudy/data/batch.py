@@ -20,8 +20,7 @@ class Batch:
         inputs: role ("student", "teacher", or a teacher's name) -> what that model's forward takes: a tensor
             or a mapping of keywords. Each model has its own preprocessing or tokenizer.
         labels: int64 [B] class indices with -1 for "no label", or float [B, C] soft labels (after
-        mixing) whose rows sum
-            to 1, or to 0 for "no label"; None when nothing in the data is labelled.
+            mixing) whose rows sum to 1, or to 0 for "no label"; None when nothing in the data is labelled.
         index: int64 [B], stable sample ids.
         view: int64 [B], which seeded view of the sample this is.
         weight: float [B] sample weights, or None for all ones.

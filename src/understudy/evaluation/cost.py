@@ -36,11 +36,16 @@ def flops(module: nn.Module, inputs: Any) -> int:
     Args:
         module: the plain network (not compiled, not wrapped for distribution).
         inputs: what its forward takes, a tensor [B, ...] or a mapping of keywords, on the module's
-        device.
+            device.
     """
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-    counter = FlopCounterMode(display=False)
+    # Attention on the CPU, which the counter knows by itself from torch 2.15 on.
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    counter = FlopCounterMode(
+        display=False,
+        custom_mapping={attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)},
+    )
     with evaluating(module), torch.no_grad(), _countable_kernels(), counter:
         call(module, inputs)
     return int(counter.get_total_flops()) // batch_size(inputs)

@@ -16,7 +16,7 @@ def agreement(student: Predictions, teacher: Predictions) -> float:
 
     Raises:
         DataError: when the two were not made from the same samples in the same order, or class
-        counts differ.
+            counts differ.
     """
     _require_same_samples(student, teacher)
     same = student.logits.argmax(dim=1) == teacher.logits.argmax(dim=1)
@@ -31,7 +31,7 @@ def kl_to_teacher(student: Predictions, teacher: Predictions) -> float:
 
     Raises:
         DataError: when the two were not made from the same samples in the same order, or class
-        counts differ.
+            counts differ.
     """
     _require_same_samples(student, teacher)
     total = 0.0

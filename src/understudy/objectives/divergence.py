@@ -41,15 +41,20 @@ def blank_invalid(logits: torch.Tensor, weight: torch.Tensor | None) -> torch.Te
 def fit(weight: torch.Tensor, rows: torch.Size) -> torch.Tensor:
     """Expand a weight to the shape of the losses.
 
+    It must have their dimensions, each as long or of length 1, so that weights of samples cannot pass for weights of
+    tokens where there are as many of both.
+
     Raises:
         ValueError: it does not fit.
     """
-    try:
-        return weight.expand(rows)
-    except RuntimeError as error:
+    fits = weight.dim() in (0, len(rows)) and all(
+        given in (1, wanted) for given, wanted in zip(weight.shape, rows, strict=False)
+    )
+    if not fits:
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}, which does not fit losses of shape {tuple(rows)}"
-        ) from error
+        )
+    return weight.expand(rows)
 
 
 def soften(logits: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,7 @@ def run(experiment: Experiment, path: Path, *, resume: bool = False) -> RunResul
         experiment: what to run.
         path: the run directory; it must not exist yet unless `resume`.
         resume: go on after a crash or a stop. Finished members are kept, the one in training
-        continues from its newest checkpoint.
+            continues from its newest checkpoint.
 
     Raises:
         PreflightError: something is known to ruin the run. Unless it is a teacher that this run trained, nothing

@@ -61,7 +61,8 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Keep other processes from training into the directory at the same time.
 
-        The lock goes with the process, however that ends.
+        The lock goes with the process, however that ends, and is not inherited by the processes that
+        read data, which may outlive a killed trainer by seconds.
 
         Raises:
             RunDirectoryError: another process has it.
@@ -71,7 +72,7 @@ class RunDirectory:
             return
         with (self.path / ".lock").open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise RunDirectoryError(
                     f"Another process is training into {self.path}. Wait for it or stop it."

@@ -50,10 +50,9 @@ class Stage:
         accumulate: into how many parts a batch is split; the gradient is that of the whole batch.
         clip: largest gradient norm, None for no clipping.
         ema: decay per step of an exponential moving average of the weights, which is then what is
-        evaluated and kept; None for none.
+            evaluated and kept; None for none.
         average_from: progress in [0, 1) from which the weights are averaged with equal parts, once
-        per epoch (stochastic weight
-            averaging, Izmailov et al., UAI 2018); None for none.
+            per epoch (stochastic weight averaging, Izmailov et al., UAI 2018); None for none.
         freeze: module paths of the student that stay as they are.
         early_stopping: when to stop before the end, None for never.
     """

@@ -89,8 +89,8 @@ class WeightsAndBiases(Tracker):
             raise _missing("wandb") from error
         import os
 
-        mode = os.environ.get("WANDB_MODE", "offline")
-        self._run = wandb.init(project="understudy", name=name, dir=str(folder), mode=mode)
+        os.environ.setdefault("WANDB_MODE", "offline")
+        self._run = wandb.init(project="understudy", name=name, dir=str(folder))
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """Take one value at a step; members run one after another, so each keeps its own step."""

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from understudy.objectives.card import card
 from understudy.objectives.divergence import blank_invalid, kullback_leibler
+from understudy.objectives.labels import labelled_weight, one_class
 from understudy.objectives.reduction import in_float, reduce
-from understudy.objectives.response.labels import labelled_weight, one_class
 
 
 @card(

@@ -13,14 +13,14 @@ from understudy.objectives.divergence import (
     soften,
     square,
 )
-from understudy.objectives.reduction import reduce
-from understudy.objectives.response.labels import (
+from understudy.objectives.labels import (
     check_others,
     labelled_weight,
     one_class,
     pick,
     without_class,
 )
+from understudy.objectives.reduction import reduce
 
 
 @card(

@@ -67,7 +67,7 @@ def binary_kd(
         student: logits of any shape [...], each of its own question.
         teacher: logits [...]; detached.
         temperature: T > 0.
-        weight: weights or mask over the elements, broadcastable to [...].
+        weight: weights or mask over the elements [...] (a dimension may have length 1).
         reduction: "mean" over valid elements, "sum" or "none" ([...]).
 
     A pair of logits (0, z) under `kd` gives the same number.

@@ -13,8 +13,8 @@ from understudy.objectives.divergence import (
     log_probabilities,
     square,
 )
+from understudy.objectives.labels import check_others, labelled_weight, one_class
 from understudy.objectives.reduction import in_float, reduce
-from understudy.objectives.response.labels import check_others, labelled_weight, one_class
 from understudy.objectives.shapes import check_choice, divisor
 
 
