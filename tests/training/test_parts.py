@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -189,6 +190,17 @@ def test_wandb_writes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     tracker.close()
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_a_step_line_has_the_rate_of_that_step(tmp_path: Path) -> None:
+    stage = {"methods": ["supervised"], "steps": 4, "lr": 0.05}
+    run(experiment({"s": [stage]}, log_every=1), tmp_path / "r")
+    found = [
+        json.loads(text) for text in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
+    ]
+    rates = [line["lr"] for line in found if line["event"] == "step" and line["arm"] == "s"]
+    assert rates == pytest.approx([0.05 * Cosine().factor(step, 4, 5) for step in range(4)])
+    assert rates[0] == 0.05
 
 
 def test_an_unknown_tracker_is_named(tmp_path: Path) -> None:

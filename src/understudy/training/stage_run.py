@@ -145,10 +145,7 @@ class StageRun:
                 f"Stage '{stage.name}' trains nothing: `freeze` covers the whole student and no method has parameters."
             )
         self.optimizer = stage.optimizer.build(self.trained)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda step: stage.schedule.factor(step, self.total_steps, steps_per_epoch),
-        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
         torch.manual_seed(seeding.derive(seed, "stage", world.rank))
 
     @property
@@ -163,13 +160,17 @@ class StageRun:
 
     @property
     def place(self) -> dict[str, Any]:
-        """Where the stage stands, for a line of metrics."""
+        """Where the stage stands, for a line of metrics; `lr` is the rate of the last step."""
         return {
             "epoch": self.epoch,
             "step": self.step,
             "progress": self.progress,
-            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "lr": self.scheduler.base_lrs[0] * self._factor(max(0, self.step - 1)),
         }
+
+    def _factor(self, step: int) -> float:
+        """Return the schedule's factor on the learning rate in step `step`, counted from 0."""
+        return self.stage.schedule.factor(step, self.total_steps, self.steps_per_epoch)
 
     def plan_parts(
         self, parts: Sequence[Batch]
