@@ -69,6 +69,29 @@ def run(recipe: str, overrides: tuple[str, ...], directory: Path | None) -> None
 
 
 @cli.command()
+@click.argument("recipe")
+@_OVERRIDES
+@click.option(
+    "--repair", is_flag=True, help="Read finished shards too, and make damaged ones again."
+)
+@click.option(
+    "--part",
+    default="1/1",
+    metavar="N/OF",
+    help="Label only the N-th part, for machines without a common disk; `store merge` joins them.",
+)
+def label(recipe: str, overrides: tuple[str, ...], repair: bool, part: str) -> None:
+    """Run the teacher once and fill the store of its outputs.
+
+    RECIPE names the store: teacher.store=PATH. Stopped or killed, give the same command to go on; under torchrun
+    the processes share the work.
+    """
+    from understudy.cli.storing import label_recipe
+
+    label_recipe(recipe, overrides, repair=repair, part=part)
+
+
+@cli.command()
 @click.argument("directory", type=_FOLDER)
 def resume(directory: Path) -> None:
     """Go on with a run after a crash or a stop, bit for bit."""

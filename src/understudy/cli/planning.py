@@ -104,7 +104,7 @@ def _models(models: Sequence[ModelPlan]) -> Table:
             model.name,
             model.weights,
             count(model.parameters),
-            count(model.flops),
+            NOTHING if model.flops is None else count(model.flops),
         )
     return table
 

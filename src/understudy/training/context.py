@@ -18,13 +18,16 @@ from understudy.data.source import Split
 from understudy.data.views import Views
 from understudy.errors import PreflightError
 from understudy.evaluation.predictions import Predictions, predict
-from understudy.models.model import Model
+from understudy.methods import Method
+from understudy.models.model import Model, fingerprint
 from understudy.models.taps import unchanged
+from understudy.teachers.store.key import Key, data_identity, plain, view_recipe
+from understudy.teachers.stored import StoredModel, StoredTeacher
 from understudy.training.distribution import World
 from understudy.training.experiment import Experiment
 from understudy.training.precision import Precision
 from understudy.training.run_directory import RunDirectory
-from understudy.training.splits import Splits
+from understudy.training.splits import DATA_SEED, Splits
 from understudy.training.stage import Stage
 from understudy.training.stage_run import StageRun
 
@@ -88,7 +91,7 @@ class Context:
         stage: Stage,
         *,
         student: Model,
-        teacher: Model | None,
+        teacher: Model | StoredModel | None,
         split: Split,
         seed: int,
         number: int,
@@ -98,28 +101,35 @@ class Context:
         Args:
             stage: what to train with.
             student: the model that learns.
-            teacher: the model that it learns from, if any.
+            teacher: the model that it learns from, or what is stored of it, if any.
             split: the training split, with the labels that may be seen.
             seed: the member's seed.
             number: the stage's position in its arm.
         """
-        settings, data = self.experiment.settings, self.experiment.data
+        settings = self.experiment.settings
         needs_teacher = any(method.needs_teacher for method in stage.active_methods)
         if needs_teacher and teacher is None:
             names = ", ".join(m.name for m in stage.active_methods if m.needs_teacher)
             raise PreflightError(
                 f"Stage '{stage.name}' uses {names}, which needs a teacher, but the run has none."
             )
-        encoders = {"student": student.preprocess}
-        if needs_teacher and teacher is not None:
-            encoders["teacher"] = teacher.preprocess
+        encoders, stored = {"student": student.preprocess}, None
+        if isinstance(teacher, StoredModel):
+            live = None
+            if needs_teacher:
+                _refuse_changed_inputs(stage, teacher)
+                stored = StoredTeacher(teacher, "teacher")
+        else:
+            live = teacher if needs_teacher else None
+        if live is not None:
+            encoders["teacher"] = live.preprocess
         order = SampleOrder.over(
             split,
             batch_size=self.batch_size,
             seed=seeding.derive(seed, "order", number),
             labelled_only=self._learns_from_labels_only(split, stage),
         )
-        views = Views(data.transforms, seed=seeding.derive(seed, "views"), count=data.views)
+        views = self.views(seed)
         loader = TrainingLoader(
             split,
             order,
@@ -131,13 +141,16 @@ class Context:
             rank=self.world.rank,
             world=self.world.size,
             accumulate=stage.accumulate,
+            lookups={} if stored is None else {stored.role: stored.lookup},
         )
         return StageRun(
             stage,
             student=student,
-            teacher=teacher if needs_teacher else None,
+            teacher=stored or live,
             loader=loader,
-            example=self.example(split, encoders),
+            example=self.example(split, encoders)
+            if stored is None
+            else self._stored_example(split, views, encoders, stored),
             steps_per_epoch=self.steps_per_epoch,
             task=self.experiment.task,
             classes=len(self.classes),
@@ -147,6 +160,32 @@ class Context:
             compile=settings.compile,
         )
 
+    def views(self, seed: int) -> Views:
+        """Return the views that a member sees.
+
+        A fixed number of views belongs to the data and is the same for every seed, so that one store serves them all.
+        Without a number they are the member's own.
+        """
+        data = self.experiment.data
+        origin = seed if data.views is None else DATA_SEED
+        return Views(data.transforms, seed=seeding.derive(origin, "views"), count=data.views)
+
+    def key(self, teacher: Model | None) -> Key:
+        """Return what the outputs of the teacher on this run's data depend on.
+
+        Args:
+            teacher: the teacher; None when it is not there to be compared.
+
+        Raises:
+            StoreError: the views cannot go with a store.
+        """
+        return Key(
+            None if teacher is None else fingerprint(teacher.module),
+            None if teacher is None else plain(teacher.preprocess.config()),
+            data_identity(self.experiment.data.source),
+            view_recipe(self.views(DATA_SEED), self.splits.train),
+        )
+
     def example(self, split: Split, encoders: Mapping[str, Any], size: int = EXAMPLE_SIZE) -> Batch:
         """Return the first samples of a split as a batch."""
         part = split.subset(torch.arange(min(size, len(split))))
@@ -154,6 +193,24 @@ class Context:
             part, encoders, batch_size=size, device=self.world.device, workers=0
         )
         return next(iter(loader))
+
+    def _stored_example(
+        self, split: Split, views: Views, encoders: Mapping[str, Any], stored: StoredTeacher
+    ) -> Batch:
+        """Return a first view of the first samples, for which a store has the teacher's answer, features included."""
+        store = stored.model.store
+        first = torch.arange(min(EXAMPLE_SIZE, len(split)))
+        loader = TrainingLoader(
+            split,
+            SampleOrder(first, batch_size=EXAMPLE_SIZE, seed=DATA_SEED),
+            views,
+            encoders,
+            device=self.world.device,
+            classes=len(self.classes),
+            workers=0,
+            lookups={stored.role: lambda ids, view: store.lookup(ids, view, store.taps)},
+        )
+        return next(loader.steps(0, 1))[0]
 
     def predictions(self, model: Model, module: nn.Module, split: Split) -> Predictions:
         """Run a module, with a model's preprocessing, over a split in evaluation mode and float32."""
@@ -171,6 +228,15 @@ class Context:
         finally:
             for part, training in flags.items():
                 part.training = training
+
+    def selection_split(self) -> tuple[str, Split | None]:
+        """Return what a teacher is judged by, and its name: the validation split, or labelled training samples."""
+        validation, train = self.splits.validation, self.splits.teacher_train
+        if validation is not None and len(validation.labelled):
+            return "validation", validation
+        if len(train.labelled):
+            return "training", train.subset(train.labelled[:2000])
+        return "none", None
 
     def close(self) -> None:
         """Stop the workers that read what is evaluated."""
@@ -193,11 +259,14 @@ class Context:
         return self._loaders[key]
 
     def measure_classes(
-        self, student: Model, teacher: Model | None
-    ) -> dict[str, tuple[Model, int | None]]:
+        self, student: Model, teacher: Model | StoredModel | None
+    ) -> dict[str, tuple[Model | StoredModel, int | None]]:
         """Run an example through each model; return role -> (model, number of its logits)."""
-        found: dict[str, tuple[Model, int | None]] = {}
+        found: dict[str, tuple[Model | StoredModel, int | None]] = {}
         for role, model in (("student", student), ("teacher", teacher)):
+            if isinstance(model, StoredModel):
+                found[role] = (model, model.width)
+                continue
             if model is None:
                 continue
             batch = self.example(self.splits.train, {"student": model.preprocess}, size=2)
@@ -215,3 +284,14 @@ class Context:
                 f"Stage '{stage.name}' uses {', '.join(needing)}, which needs labels, but no training sample has one."
             )
         return len(needing) == len(stage.active_methods)
+
+
+def _refuse_changed_inputs(stage: Stage, teacher: StoredModel) -> None:
+    """Refuse methods that change what the models see: a store has no answer for that."""
+    changing = [m.name for m in stage.active_methods if type(m).inputs is not Method.inputs]
+    if changing:
+        raise PreflightError(
+            f"Stage '{stage.name}' uses {', '.join(changing)}, which changes what the teacher sees, so that the "
+            f"answers in the store {teacher.store.place} would be those to something else. Run the teacher itself: "
+            "leave out teacher.store."
+        )

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from understudy import seeding
 from understudy.data.batch import Batch
 from understudy.evaluation import cost
 from understudy.evaluation.memory import PeakMemory
@@ -20,6 +19,7 @@ from understudy.models.description import ModelDescription
 from understudy.models.model import Model
 from understudy.models.outputs import call
 from understudy.models.taps import unchanged
+from understudy.teachers.stored import StoredModel
 from understudy.training.context import Context
 from understudy.training.distribution import join_world
 from understudy.training.experiment import TEACHER, Experiment
@@ -28,6 +28,7 @@ from understudy.training.preflight import Verdict, check_classes, check_stage
 from understudy.training.splits import make_splits
 from understudy.training.stage import Stage
 from understudy.training.stage_run import StageRun
+from understudy.training.teacher import build_teacher
 
 PROBE_BATCH = 64
 """Samples in the batch that precision is probed with, at most."""
@@ -75,7 +76,7 @@ class ModelPlan:
         name: the name it was asked for by.
         weights: where its initial weights come from.
         parameters: their number.
-        flops: FLOPs of a forward pass per sample, 2 per multiply-add.
+        flops: FLOPs of a forward pass per sample, 2 per multiply-add; None where nobody counted.
         description: its modules, stages and classifier.
     """
 
@@ -83,7 +84,7 @@ class ModelPlan:
     name: str
     weights: str
     parameters: int
-    flops: int
+    flops: int | None
     description: ModelDescription
 
 
@@ -134,20 +135,20 @@ def make_plan(experiment: Experiment) -> Plan:
     """Run one batch through every stage of every arm and say what the run will do and cost."""
     context = Context(experiment, make_splits(experiment), join_world(experiment.settings.device))
     seed = experiment.settings.seeds[0]
-    student, teacher = context.build_student(seed), None
-    if experiment.teacher is not None:
-        with seeding.isolated(seed, TEACHER):
-            teacher = experiment.teacher.build()
-        teacher = context.place(teacher)
+    student, teacher = context.build_student(seed), build_teacher(context)
+    if isinstance(teacher, Model):
+        context.place(teacher)
     verdicts = check_classes(context.classes, context.measure_classes(student, teacher))
     models = [model_plan(context, "student", student)]
-    if teacher is not None:
+    if isinstance(teacher, StoredModel):
+        models.append(_stored_plan(teacher))
+    elif teacher is not None:
         models.append(model_plan(context, TEACHER, teacher))
     stages: list[StagePlan] = []
     probed: dict[str, float] = {}
     if all(verdict.outcome != "refused" for verdict in verdicts):
         context.precision, probed = choose_precision(context, teacher)
-        if teacher is not None:
+        if isinstance(teacher, Model):
             context.place(teacher)
         stages = inspect_stages(context, teacher, measure=True)
     splits = context.splits
@@ -187,13 +188,25 @@ def model_plan(context: Context, role: str, model: Model) -> ModelPlan:
     )
 
 
+def _stored_plan(teacher: StoredModel) -> ModelPlan:
+    return ModelPlan(
+        TEACHER,
+        teacher.name,
+        teacher.weights,
+        teacher.parameters,
+        teacher.flops,
+        teacher.description,
+    )
+
+
 def inspect_stages(
-    context: Context, teacher: Model | None, *, measure: bool = False
+    context: Context, teacher: Model | StoredModel | None, *, measure: bool = False
 ) -> list[StagePlan]:
     """Build every stage of every arm, run one step that leaves no trace, and say what was found."""
     plans = []
     seed = context.experiment.settings.seeds[0]
     if context.experiment.teacher is not None and context.experiment.teacher.stages:
+        assert isinstance(teacher, Model)
         plans += _inspect_arm(
             context, TEACHER, list(context.experiment.teacher.stages), teacher, None, measure
         )
@@ -207,11 +220,10 @@ def _inspect_arm(
     context: Context,
     arm: str,
     stages: list[Stage],
-    student: Model | None,
-    teacher: Model | None,
+    student: Model,
+    teacher: Model | StoredModel | None,
     measure: bool,
 ) -> list[StagePlan]:
-    assert student is not None
     split = context.splits.teacher_train if arm == TEACHER else context.splits.train
     plans = []
     for number, stage in enumerate(stages):
@@ -275,7 +287,9 @@ def _loss_flops(run: StageRun) -> int:
     return max(0, whole - student - teachers) // len(example)
 
 
-def choose_precision(context: Context, teacher: Model | None) -> tuple[Precision, dict[str, float]]:
+def choose_precision(
+    context: Context, teacher: Model | StoredModel | None
+) -> tuple[Precision, dict[str, float]]:
     """Return the precision that the settings ask for, or the one that a short probe finds fastest."""
     settings = context.experiment.settings
     device = context.world.device.type
@@ -301,7 +315,7 @@ def choose_precision(context: Context, teacher: Model | None) -> tuple[Precision
 
     def prepare(candidate: Precision) -> Callable[[], None]:
         for model in (student, teacher):
-            if model is not None:
+            if isinstance(model, Model):
                 _to_format(model.module, candidate.channels_last)
         ready = _in_format(batch, candidate.channels_last)
         run.precision = candidate
@@ -317,7 +331,7 @@ def choose_precision(context: Context, teacher: Model | None) -> tuple[Precision
         return choose(candidates, prepare)
     finally:
         run.close()
-        if teacher is not None:
+        if isinstance(teacher, Model):
             _to_format(teacher.module, False)
 
 

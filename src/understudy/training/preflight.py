@@ -11,6 +11,7 @@ from understudy.errors import PreflightError
 from understudy.evaluation.classification import accuracy
 from understudy.evaluation.predictions import Predictions
 from understudy.models.model import Model
+from understudy.teachers.stored import StoredModel
 from understudy.training.stage_run import StageRun
 
 CHANCE_PROBABILITY = 0.01
@@ -44,7 +45,7 @@ def refuse(verdicts: list[Verdict]) -> None:
 
 
 def check_classes(
-    classes: tuple[str, ...], models: dict[str, tuple[Model, int | None]]
+    classes: tuple[str, ...], models: dict[str, tuple[Model | StoredModel, int | None]]
 ) -> list[Verdict]:
     """Check the number of classes of each model, and the names of those that know theirs, against the data.
 

@@ -19,12 +19,14 @@ from understudy.models.model import Model
 from understudy.models.taps import Tapped, find_module, unchanged
 from understudy.tasks.classification import Classification
 from understudy.teachers.live import LiveTeacher
+from understudy.teachers.stored import StoredTeacher
 from understudy.training.averaging import Averaging
 from understudy.training.distribution import World
 from understudy.training.precision import Precision
 from understudy.training.random_state import get_random_state, set_random_state
 from understudy.training.stage import Stage
 from understudy.training.step import TrainingStep, shares_of
+from understudy.training.stored_side import StoredSide
 
 
 class Loader(Protocol):
@@ -43,7 +45,7 @@ class StageRun:
     Args:
         stage: what to train with.
         student: the student, on the device already.
-        teacher: the teacher, on the device; None when no method of the stage needs one.
+        teacher: the teacher, on the device, or its store; None when no method of the stage needs one.
         loader: the stage's batches.
         example: a small batch by which shapes are measured.
         steps_per_epoch: length of an epoch.
@@ -65,7 +67,7 @@ class StageRun:
         stage: Stage,
         *,
         student: Model,
-        teacher: Model | None,
+        teacher: Model | StoredTeacher | None,
         loader: Loader,
         example: Batch,
         steps_per_epoch: int,
@@ -91,8 +93,10 @@ class StageRun:
 
         methods = stage.active_methods
         height = _height(example, "student")
-        sides = {}
-        if teacher is not None and any(method.needs_teacher for method in methods):
+        sides: dict[str, Side] = {}
+        if isinstance(teacher, StoredTeacher):
+            sides[teacher.role] = StoredSide(teacher.role, teacher.model)
+        elif teacher is not None and any(method.needs_teacher for method in methods):
             sides["teacher"] = Side(
                 "teacher",
                 teacher.module,
@@ -116,7 +120,11 @@ class StageRun:
                 method.to(world.device)
                 method.wire(self.wiring)
                 method.to(world.device)
-        self.teachers = {
+        self.teachers: dict[str, LiveTeacher | StoredTeacher] = {}
+        if isinstance(teacher, StoredTeacher):
+            teacher.taps = tuple(sides[teacher.role].taps)
+            self.teachers[teacher.role] = teacher
+        self.teachers |= {
             name: LiveTeacher(
                 side.module,
                 role=name,
@@ -127,6 +135,7 @@ class StageRun:
                 compile=compile,
             )
             for name, side in sides.items()
+            if not isinstance(side, StoredSide)
         }
         self.tapped = Tapped(student.module, self.wiring.student.taps, self.wiring.student.copied)
         targets = {name: live.targets for name, live in self.teachers.items()}
