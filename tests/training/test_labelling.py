@@ -1,4 +1,4 @@
-"""Labelling: what is written does not depend on crashes or processes, and training from it is training with the teacher."""
+"""What is labelled depends neither on crashes nor on processes; training from it is training with the teacher."""
 
 from __future__ import annotations
 

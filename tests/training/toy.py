@@ -56,8 +56,8 @@ def source(count: int = 96, missing: int = 0) -> Source:
     generator = torch.Generator().manual_seed(5)
     labels = torch.arange(count + 60) % CLASSES
     images = torch.randint(0, 90, (count + 60, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    for number, label in enumerate(labels.tolist()):
-        images[number, 0, 2 * label + 1] += 120
+    for number, place in enumerate(labels.tolist()):
+        images[number, 0, 2 * place + 1] += 120
     train_labels = labels[:count].clone()
     if missing:
         train_labels[-missing:] = -1

@@ -6,6 +6,7 @@ from understudy.objectives.response.logits import binary_kd, logit_mse, multi_la
 from understudy.objectives.response.self_distillation import label_smoothing_teacher, uskd
 from understudy.objectives.response.softened import kd, logit_standardised_kd, soft_cross_entropy
 from understudy.objectives.response.supervised import cross_entropy
+from understudy.objectives.response.top_k import kd_top_k
 from understudy.objectives.response.transport import sinkhorn, sinkhorn_per_sample
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "dist",
     "dkd",
     "kd",
+    "kd_top_k",
     "label_smoothing_teacher",
     "logit_mse",
     "logit_standardised_kd",
