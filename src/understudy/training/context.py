@@ -21,6 +21,7 @@ from understudy.evaluation.predictions import Predictions, predict
 from understudy.methods import Method
 from understudy.models.model import Model, fingerprint
 from understudy.models.taps import unchanged
+from understudy.teachers.store import Store
 from understudy.teachers.store.key import Key, data_identity, plain, view_recipe
 from understudy.teachers.stored import StoredModel, StoredTeacher
 from understudy.training.distribution import World
@@ -55,6 +56,7 @@ class Context:
     precision: Precision = field(default_factory=Precision)
     teacher_predictions: Predictions | None = None
     _loaders: dict[tuple[int, str], EvaluationLoader] = field(default_factory=dict)
+    _stores: list[Store] = field(default_factory=list)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -229,6 +231,11 @@ class Context:
             for part, training in flags.items():
                 part.training = training
 
+    def open_store(self, place: str) -> Store:
+        """Open a store until `close`."""
+        self._stores.append(Store(place))
+        return self._stores[-1]
+
     def selection_split(self) -> tuple[str, Split | None]:
         """Return what a teacher is judged by, and its name: the validation split, or labelled training samples."""
         validation, train = self.splits.validation, self.splits.teacher_train
@@ -239,10 +246,11 @@ class Context:
         return "none", None
 
     def close(self) -> None:
-        """Stop the workers that read what is evaluated."""
-        for loader in self._loaders.values():
-            loader.close()
+        """Stop the workers that read what is evaluated, and close the store."""
+        for held in (*self._loaders.values(), *self._stores):
+            held.close()
         self._loaders.clear()
+        self._stores.clear()
 
     def _evaluation_loader(self, model: Model, split: Split) -> EvaluationLoader:
         """Return the loader of a split for a model's preprocessing; kept, since every epoch asks for it."""

@@ -39,7 +39,7 @@ def build_teacher(context: Context) -> Model | StoredModel | None:
         model = build()
         model.module.to(context.world.device)
         return model
-    store = Store(given.store.path)
+    store = context.open_store(given.store.path)
     store.check_key(context.key(build() if given.build is not None else None))
     store.check_holds(context.splits.train.ids)
     _check_files(store, context)

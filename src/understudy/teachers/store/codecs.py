@@ -134,10 +134,7 @@ class Dense:
         """Return the numbers, or the parts of an int8 record."""
         if self.dtype != "int8":
             return {"values": _to_torch(rows, self.dtype)}
-        return {
-            name: torch.from_numpy(np.ascontiguousarray(rows[name]))
-            for name in ("scale", "offset", "codes")
-        }
+        return {name: torch.from_numpy(rows[name].copy()) for name in ("scale", "offset", "codes")}
 
     def restore(self, columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return float32 [B, *shape]."""
@@ -214,7 +211,7 @@ class Sparse:
         deviation = Deviation.between(kept, back.values)
         if self.k < self.classes:
             for t in self.temperatures:
-                deviation = deviation.with_part(f"tail at {t:g}", found.tails[t], back.tails[t])
+                deviation = deviation.with_part(tail_name(t), found.tails[t], back.tails[t])
         if 1.0 in found.tails:
             share = found.tails[1.0].exp()
             whole = share + found.values.exp().sum(dim=-1)
@@ -224,10 +221,10 @@ class Sparse:
     def columns(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Return values, tails and entropy as stored, and the ids unpacked."""
         names = ["tails", "entropy"] + (["scale"] if self.dtype == "int8" else [])
-        found = {name: torch.from_numpy(np.ascontiguousarray(rows[name])) for name in names}
-        values = np.ascontiguousarray(rows["values"])
+        found = {name: torch.from_numpy(rows[name].copy()) for name in names}
+        values = rows["values"].copy()
         stored = torch.from_numpy(values) if self.dtype == "int8" else _to_torch(values, self.dtype)
-        ids = torch.from_numpy(unpack(np.ascontiguousarray(rows["ids"]), self.k, self.classes))
+        ids = torch.from_numpy(unpack(rows["ids"].copy(), self.k, self.classes))
         return {**found, "values": stored, "ids": ids}
 
     def restore(self, columns: Mapping[str, torch.Tensor]) -> TopK:
@@ -275,6 +272,11 @@ def top_k_of(logits: torch.Tensor, k: int, temperatures: Sequence[float]) -> Top
         -(log_p.exp() * log_p).sum(dim=-1),
         logits.shape[-1],
     )
+
+
+def tail_name(temperature: float) -> str:
+    """Return what the tail at a temperature is called."""
+    return f"tail at {temperature:g}"
 
 
 def as_temperatures(given: Iterable[float]) -> tuple[float, ...]:

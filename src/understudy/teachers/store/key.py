@@ -66,7 +66,7 @@ class Key:
 
 def plain(value: Any) -> Any:
     """Return a configuration as the JSON values that it is read back as."""
-    return json.loads(json.dumps(value, sort_keys=True))
+    return json.loads(json.dumps(value))
 
 
 def data_identity(source: Source) -> str:
