@@ -96,6 +96,7 @@ def experiment(
     teacher_epochs: int = 3,
     source_override: Source | None = None,
     teacher_file: str | None = None,
+    teacher_mean: float = 0.25,
     store: dict[str, Any] | None = None,
     views: int | None = None,
     transforms: list[Any] | None = None,
@@ -128,6 +129,7 @@ def experiment(
     def build_teacher() -> Model:
         assert teacher is not None
         made = model(teacher, 0.5)
+        made.preprocess = ImagePreprocess([teacher_mean], [0.2])
         if teacher_file is not None:
             made.module.load_state_dict(load_file(teacher_file))
         return made

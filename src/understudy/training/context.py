@@ -247,8 +247,10 @@ class Context:
 
     def close(self) -> None:
         """Stop the workers that read what is evaluated, and close the store."""
-        for held in (*self._loaders.values(), *self._stores):
-            held.close()
+        for loader in self._loaders.values():
+            loader.close()
+        for store in self._stores:
+            store.close()
         self._loaders.clear()
         self._stores.clear()
 

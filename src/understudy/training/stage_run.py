@@ -214,12 +214,14 @@ class StageRun:
             return None
         return nn.utils.clip_grad_norm_(self.trained, self.stage.clip)
 
-    def trial(self, precision: Precision, batch: Batch) -> dict[str, torch.Tensor]:
+    def trial(
+        self, precision: Precision, batch: Batch, progress: float = 0.5
+    ) -> dict[str, torch.Tensor]:
         """Run one forward and backward pass that leaves no trace, and return its terms."""
         with unchanged(self.module):
             self.train_mode()
             with precision.context():
-                loss, terms = self.module(batch, 0.5)
+                loss, terms = self.module(batch, progress)
             loss.backward()
         self.unreached = [
             name for name, p in self.module.named_parameters() if p.requires_grad and p.grad is None

@@ -215,7 +215,7 @@ class SparseOutputs(Outputs):
         """
         assert self.top_k is not None
         raise StoreError(
-            f"A method asks for all {self.top_k.classes} logits of the teacher, but the store {self._place} holds the "
+            f"all {self.top_k.classes} logits of the teacher are asked for, but the store {self._place} holds the "
             f"{self.top_k.values.shape[1]} largest and a tail. `kd` works with these; for other methods label again "
             "without top_k."
         )
