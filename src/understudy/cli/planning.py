@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from understudy.training.plan import ModelPlan, Plan, StagePlan
+    from understudy.training.store_plan import StorePlan
 
 _WIDTH = 160
 """Columns of tables that don't go to a terminal."""
@@ -65,6 +66,8 @@ def show_plan(console: Console, plan: Plan, *, modules: bool) -> None:
         notes = [f"  {note}" for note in stage.notes]
         if taps or notes:
             _lines(console, [f"{stage.arm} / {stage.stage}", *taps, *notes, ""])
+    if plan.store is not None:
+        _lines(console, list(_store_lines(plan.store)))
     if modules:
         for model in plan.models:
             console.print(_modules(model))
@@ -127,6 +130,14 @@ def _stages(stages: Sequence[StagePlan]) -> Table:
             NOTHING if stage.step_bytes is None else size(stage.step_bytes),
         )
     return table
+
+
+def _store_lines(store: StorePlan) -> Iterable[str]:
+    """Say what a store of teacher outputs costs and saves."""
+    sizes = ", ".join(f"{size(each)} {form}" for form, each in store.sizes.items())
+    yield f"Store of teacher outputs: {store.samples} samples, {store.views} views of each: {sizes}"
+    yield f"  {store.sentence}"
+    yield ""
 
 
 def _modules(model: ModelPlan) -> Table:

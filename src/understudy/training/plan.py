@@ -28,6 +28,7 @@ from understudy.training.preflight import Verdict, check_classes, check_stage
 from understudy.training.splits import make_splits
 from understudy.training.stage import Stage
 from understudy.training.stage_run import StageRun
+from understudy.training.store_plan import StorePlan, TeacherUse, plan_store
 from understudy.training.teacher import build_teacher
 
 PROBE_BATCH = 64
@@ -50,6 +51,7 @@ class StagePlan:
         loss_flops: FLOPs per sample of the methods' part of a forward pass.
         step_seconds: measured time of one forward and backward pass over a batch; None when not measured.
         step_bytes: peak memory of the process in that pass.
+        teacher: how the stage uses the teacher; None when it asks for none, or nothing was measured.
         verdicts: the outcome of each check.
     """
 
@@ -64,6 +66,7 @@ class StagePlan:
     loss_flops: int | None = None
     step_seconds: float | None = None
     step_bytes: int | None = None
+    teacher: TeacherUse | None = None
     verdicts: list[Verdict] = field(default_factory=list)
 
 
@@ -103,6 +106,7 @@ class Plan:
         models: student and teacher.
         stages: every stage of every arm.
         verdicts: the outcome of the checks on the models.
+        store: what a store of the teacher's outputs costs and saves; None when nothing asks for the teacher.
     """
 
     name: str
@@ -116,6 +120,7 @@ class Plan:
     models: list[ModelPlan]
     stages: list[StagePlan]
     verdicts: list[Verdict]
+    store: StorePlan | None = None
 
     @property
     def refused(self) -> list[Verdict]:
@@ -169,6 +174,7 @@ def make_plan(experiment: Experiment) -> Plan:
         models=models,
         stages=stages,
         verdicts=verdicts,
+        store=plan_store(context, teacher, [s.teacher for s in stages if s.teacher is not None]),
     )
 
 
@@ -266,7 +272,23 @@ def _stage_plan(run: StageRun, arm: str, measure: bool) -> StagePlan:
             run.trial(run.precision, batch)
             plan.step_seconds = (time.perf_counter() - begin) * run.stage.accumulate
         plan.step_bytes = memory.bytes
+        plan.teacher = _teacher_use(run, batch)
     return plan
+
+
+def _teacher_use(run: StageRun, batch: Batch) -> TeacherUse | None:
+    """Time the teacher on a batch that it has seen before."""
+    if not run.teachers:
+        return None
+    begin = time.perf_counter()
+    for teacher in run.teachers.values():
+        teacher.targets(batch)
+    seconds = (time.perf_counter() - begin) / len(batch)
+    rows = run.total_steps * len(batch) * run.stage.accumulate
+    taps = {
+        tap.name: tap.shape for side in run.wiring.teachers.values() for tap in side.taps.values()
+    }
+    return TeacherUse(rows, seconds, taps)
 
 
 def _loss_flops(run: StageRun) -> int:
