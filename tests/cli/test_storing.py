@@ -125,7 +125,8 @@ def test_parts_are_merged(labelled: Path, understudy: Any) -> None:
 
 def test_a_damaged_shard_is_named_and_repaired(labelled: Path, understudy: Any) -> None:
     path = next(labelled.glob("train-*.logits.npy"))
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     ended = understudy("store", "info", labelled, "--check")
     assert ended.code == 2 and path.name.partition(".")[0] in ended.err
     ended = understudy("label", "stored.yaml", "--repair")

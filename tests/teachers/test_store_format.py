@@ -136,9 +136,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="Shard train-11-40 .* is damaged: .*bytes instead of"):
         Store(tmp_path)
     path.unlink()
-    with pytest.raises(
-        StoreError, match="Shard train-11-40 .* is damaged: .*None bytes instead of"
-    ):
+    with pytest.raises(StoreError, match="Shard train-11-40 .* is damaged: .*no bytes instead of"):
         Store(tmp_path)
 
 

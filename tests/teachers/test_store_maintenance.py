@@ -71,7 +71,8 @@ def test_two_answers_to_one_question_are_refused(
 def test_a_damaged_part_is_not_copied(tmp_path: Path) -> None:
     write_part(tmp_path / "a", 0, 1)
     path = tmp_path / "a" / "train-3-10.logits.npy"
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(StoreError, match="Shard train-3-10 .* is damaged"):
         merge(tmp_path / "merged", [tmp_path / "a"])
 

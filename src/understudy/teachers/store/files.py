@@ -24,8 +24,8 @@ class Files(Protocol):
 
     place: str
 
-    def names(self) -> list[str]:
-        """Return the names of all files that are there, sorted."""
+    def sizes(self) -> dict[str, int]:
+        """Return name -> bytes of all files that are there, from one look at the folder."""
 
     def size(self, name: str) -> int | None:
         """Return the bytes of a file; None when it is not there."""
@@ -70,12 +70,16 @@ class LocalFiles:
         """Remember the folder; it need not exist."""
         self.folder, self.place = folder, str(folder)
 
-    def names(self) -> list[str]:
-        """Return the names of all whole files."""
+    def sizes(self) -> dict[str, int]:
+        """Return name -> bytes of all whole files."""
         if not self.folder.is_dir():
-            return []
-        found = (path for path in self.folder.iterdir() if path.is_file())
-        return sorted(path.name for path in found if not path.name.endswith(PARTIAL))
+            return {}
+        with os.scandir(self.folder) as found:
+            return {
+                entry.name: entry.stat().st_size
+                for entry in found
+                if entry.is_file() and not entry.name.endswith(PARTIAL)
+            }
 
     def size(self, name: str) -> int | None:
         """Return the bytes of a file."""
@@ -147,14 +151,18 @@ class RemoteFiles:
             ) from error
         self._fetched: Path | None = None
 
-    def names(self) -> list[str]:
-        """Return the names of all files."""
+    def sizes(self) -> dict[str, int]:
+        """Return name -> bytes of all files."""
         self._system.invalidate_cache(self._root)
         try:
-            found = self._system.ls(self._root, detail=False)
+            found = self._system.ls(self._root, detail=True)
         except FileNotFoundError:
-            return []
-        return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
+            return {}
+        return {
+            str(entry["name"]).rsplit("/", 1)[-1]: int(entry["size"])
+            for entry in found
+            if entry["type"] == "file"
+        }
 
     def size(self, name: str) -> int | None:
         """Return the bytes of a file."""

@@ -230,7 +230,7 @@ def write_finished(files: Files, shard: Shard, finished: Finished) -> None:
 
 def _finished(files: Files, manifest: Manifest) -> dict[str, Finished]:
     """Return what the shards of a store that is being filled say of themselves."""
-    there = set(files.names())
+    there = files.sizes()
     found = {}
     for shard in manifest.shards:
         if finished_file(shard) not in there:

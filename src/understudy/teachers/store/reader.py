@@ -55,7 +55,10 @@ class Store:
                 f"The store {self.place} is not finished: {len(self.manifest.finished)} of {len(shards)} shards are "
                 "there. Go on with `understudy label RECIPE`."
             )
-        self._parts = {name: _Rows(self.files, self.manifest, name) for name in self.manifest.parts}
+        sizes = self.files.sizes()
+        self._parts = {
+            name: _Rows(self.files, self.manifest, name, sizes) for name in self.manifest.parts
+        }
 
     @property
     def place(self) -> str:
@@ -224,16 +227,18 @@ class SparseOutputs(Outputs):
 class _Rows:
     """The rows of one part over its shards."""
 
-    def __init__(self, files: Files, manifest: Manifest, name: str) -> None:
+    def __init__(
+        self, files: Files, manifest: Manifest, name: str, sizes: Mapping[str, int]
+    ) -> None:
         self._files, self._name = files, name
         self._part = manifest.parts[name]
         self._place = files.place
         for shard in self._part.shards:
             for file, (size, _) in manifest.finished[shard.name].files.items():
-                if files.size(file) != size:
+                if sizes.get(file) != size:
                     raise StoreError(
                         f"Shard {shard.name} of the store {files.place} is damaged: {file} has "
-                        f"{files.size(file)} bytes instead of {size}. `understudy label RECIPE --repair` makes it "
+                        f"{sizes.get(file, 'no')} bytes instead of {size}. `understudy label RECIPE --repair` makes it "
                         "again."
                     )
         counts = [shard.samples * (self._part.views or 1) for shard in self._part.shards]

@@ -68,11 +68,11 @@ class Writer:
 
     def missing(self) -> list[Shard]:
         """Return the shards that are not finished, or whose files are gone or have another size."""
-        sound = []
+        sound, there = [], self.files.sizes()
         for shard in self.manifest.shards:
             finished = self.manifest.finished.get(shard.name)
             if finished is not None and all(
-                self.files.size(name) == size for name, (size, _) in finished.files.items()
+                there.get(name) == size for name, (size, _) in finished.files.items()
             ):
                 sound.append(shard.name)
         return [shard for shard in self.manifest.shards if shard.name not in sound]
