@@ -45,7 +45,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("samples", [1, 3, 100])
-def test_any_rows_in_any_order(place: str, samples: int) -> None:
+@pytest.mark.parametrize("resident", [0, 1 << 20])
+def test_any_rows_in_any_order(
+    place: str, samples: int, resident: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("understudy.teachers.store.reader.RESIDENT_BYTES", resident)
     write_store(place, samples=samples)
     store = Store(place)
     assert (store.samples, store.views, store.taps) == (len(IDS), VIEWS, {TAP: (2, 3)})
@@ -55,6 +59,7 @@ def test_any_rows_in_any_order(place: str, samples: int) -> None:
     assert found.logits is not None and torch.equal(found.logits, logits(ids, views))
     assert torch.equal(found.features[TAP], features(ids, views))
     assert store.outputs(store.lookup(ids, views)).features == {}
+    assert len(store.lookup(ids[:0], views[:0])["logits/values"]) == 0
     turned = TEST_IDS.flip(0)
     assert torch.equal(store.evaluation(turned), logits(turned, torch.zeros(3, dtype=torch.int64)))
     store.check_files()

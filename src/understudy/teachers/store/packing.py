@@ -42,13 +42,13 @@ def unpack(packed: np.ndarray, count: int, classes: int) -> np.ndarray:
     low = _low_bits(count, classes)
     upper = count + ((classes - 1) >> low)
     bits = np.unpackbits(packed, axis=1, count=upper + count * low)
-    places = np.nonzero(bits[:, :upper])
-    if (
-        len(places[1]) != rows * count
-        or not (np.bincount(places[0], minlength=rows) == count).all()
-    ):
+    # In the flat array the bits of a row begin at a multiple of `upper`, and each row has `count` ones.
+    found = np.flatnonzero(bits[:, :upper])
+    starts = np.arange(rows)[:, None] * upper
+    places = found.reshape(rows, count) - starts if len(found) == rows * count else None
+    if places is None or (places[:, :1] < 0).any() or (places[:, -1:] >= upper).any():
         raise StoreError(f"Packed class ids are damaged: a row does not hold {count} of them.")
-    ids = (places[1].reshape(rows, count) - np.arange(count)) << low
+    ids = (places - np.arange(count)) << low
     if low:
         lower = bits[:, upper:].reshape(rows, count, low).astype(np.int64)
         ids |= lower @ (1 << np.arange(low))
