@@ -26,7 +26,7 @@ from understudy.training.precision import Precision
 from understudy.training.run_directory import RunDirectory
 from understudy.training.splits import Splits
 from understudy.training.stage import Stage
-from understudy.training.stage_run import StageRun
+from understudy.training.stage_run import Earlier, StageRun
 
 EXAMPLE_SIZE = 8
 """Samples in the batch that shapes are measured on: enough for batch statistics, few enough to cost nothing."""
@@ -92,6 +92,7 @@ class Context:
         split: Split,
         seed: int,
         number: int,
+        earlier: Earlier | None = None,
     ) -> StageRun:
         """Build a stage on this run's data.
 
@@ -102,6 +103,7 @@ class Context:
             split: the training split, with the labels that may be seen.
             seed: the member's seed.
             number: the stage's position in its arm.
+            earlier: what the methods of the arm's earlier stages learnt.
         """
         settings, data = self.experiment.settings, self.experiment.data
         needs_teacher = any(method.needs_teacher for method in stage.active_methods)
@@ -137,6 +139,7 @@ class Context:
             student=student,
             teacher=teacher if needs_teacher else None,
             loader=loader,
+            split=split,
             example=self.example(split, encoders),
             steps_per_epoch=self.steps_per_epoch,
             task=self.experiment.task,
@@ -145,6 +148,7 @@ class Context:
             precision=self.precision,
             world=self.world,
             compile=settings.compile,
+            earlier=earlier,
         )
 
     def example(self, split: Split, encoders: Mapping[str, Any], size: int = EXAMPLE_SIZE) -> Batch:

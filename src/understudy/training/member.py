@@ -33,7 +33,7 @@ from understudy.training.loop import train
 from understudy.training.recorder import Recorder
 from understudy.training.run_directory import RunDirectory
 from understudy.training.stage import Stage
-from understudy.training.stage_run import StageRun
+from understudy.training.stage_run import Earlier, StageRun
 
 logger = logging.getLogger("understudy")
 LATENCY_SECONDS = 0.4
@@ -70,6 +70,7 @@ class Member:
         self._seconds = 0.0
         self._peak = 0
         self._total_steps = 0
+        self._earlier: Earlier = {}
 
     def train(
         self, student: Model, teacher: Model | None, stages: Sequence[Stage], split: Split
@@ -89,6 +90,7 @@ class Member:
             begin_stage = found["stage"]
             self._seconds, self._peak = found["seconds"], found["peak"]
             self._total_steps = found["steps_before"]
+            self._earlier = found["earlier"]
             self.directory.truncate(found["metrics_bytes"])
             self._record("member", state="resumed")
             logger.info(
@@ -102,11 +104,13 @@ class Member:
                 split=split,
                 seed=self.seed,
                 number=number,
+                earlier=self._earlier,
             )
             try:
                 if found is not None and number == begin_stage:
                     run.load(found["run"])
                 self._train_stage(run, student, number)
+                self._earlier = run.learnt()
             finally:
                 run.close()
             self._total_steps += run.step
@@ -133,6 +137,7 @@ class Member:
                         "seconds": self._seconds,
                         "peak": self._peak,
                         "steps_before": self._total_steps,
+                        "earlier": self._earlier,
                         "metrics_bytes": self.directory.size(),
                     },
                 )

@@ -50,7 +50,7 @@ class TrainingStep(nn.Module):
         # In a list, so that the compiled wrapper is not registered as a second student.
         self._run = [run]
         self._follows = any(type(method).after_step is not Method.after_step for method in methods)
-        self._last: Step | None = None
+        self._taken: list[Step] = []
 
     def forward(
         self, batch: Batch, progress: float, shares: Sequence[torch.Tensor] | None = None
@@ -100,8 +100,8 @@ class TrainingStep(nn.Module):
                 terms[label] = term.detach()
                 scaled = term if weight == 1 else term * weight
                 total = scaled if total is None else total + scaled
-        if self._follows:
-            self._last = step
+        if self._follows and self.training:
+            self._taken.append(step)
         if total is None:
             assert step.student.logits is not None
             total = step.student.logits.sum() * 0.0
@@ -114,12 +114,15 @@ class TrainingStep(nn.Module):
 
     def after_step(self) -> None:
         """Let the methods update what follows the student."""
-        if self._last is None:
-            return
+        steps, self._taken = self._taken, []
         with torch.no_grad():
-            for method in self.active:
-                method.after_step(self._last)
-        self._last = None
+            for step in steps:
+                for method in self.active:
+                    method.after_step(step)
+
+    def forget(self) -> None:
+        """Drop the steps that were taken: the optimiser does not follow them."""
+        self._taken.clear()
 
     def _student_outputs(self, batch: Batch) -> Outputs:
         return self._task.forward_tapped(self._run[0], batch, "student")
