@@ -67,6 +67,8 @@ class Method(nn.Module):
     """Whether `loss` asks for a teacher. An only teacher then runs before the student, unless the weight is 0."""
     trains_student: ClassVar[bool] = True
     """Whether the loss reaches the student. A stage whose methods all say no leaves the student as it is."""
+    follows: ClassVar[tuple[str, ...]] = ()
+    """Methods that need an earlier stage of the same arm, in order: this one goes on from what they learnt."""
     family: ClassVar[Family] = "response"
     """What the method compares; the documentation is sorted by it."""
 
