@@ -19,8 +19,10 @@ from understudy.models.model import Model
 from understudy.models.taps import Tapped, find_module, unchanged
 from understudy.tasks.classification import Classification
 from understudy.teachers.live import LiveTeacher
+from understudy.teachers.study import Study
 from understudy.training.averaging import Averaging
 from understudy.training.distribution import World
+from understudy.training.fitting import fit_methods
 from understudy.training.precision import Precision
 from understudy.training.random_state import get_random_state, set_random_state
 from understudy.training.stage import Stage
@@ -53,6 +55,7 @@ class StageRun:
         precision: how models run.
         world: this process among its peers.
         compile: whether to compile the models.
+        study: what the methods are fitted to; None where no method has a `fit`.
 
     Attributes:
         step: optimiser steps done.
@@ -75,6 +78,7 @@ class StageRun:
         precision: Precision,
         world: World,
         compile: bool = False,
+        study: Study | None = None,
     ) -> None:
         """Wire the methods and build what trains."""
         self.stage, self.loader, self.precision, self._world = stage, loader, precision, world
@@ -92,7 +96,8 @@ class StageRun:
         methods = stage.active_methods
         height = _height(example, "student")
         sides = {}
-        if teacher is not None and any(method.needs_teacher for method in methods):
+        runs_teacher = any(method.needs_teacher for method in methods)
+        if teacher is not None and (runs_teacher or any(method.fits for method in methods)):
             sides["teacher"] = Side(
                 "teacher",
                 teacher.module,
@@ -127,11 +132,15 @@ class StageRun:
                 compile=compile,
             )
             for name, side in sides.items()
+            if runs_teacher
         }
         self.tapped = Tapped(student.module, self.wiring.student.taps, self.wiring.student.copied)
         targets = {name: live.targets for name, live in self.teachers.items()}
         self.module = TrainingStep(self.tapped, methods, targets, task, compile=compile)
         self.example = example
+        self.study = study
+        if study is not None:
+            fit_methods(study, methods, seed, world.device)
         self.ddp: nn.Module = self.module
         if world.size > 1:
             self.ddp = DistributedDataParallel(
@@ -261,6 +270,8 @@ class StageRun:
         """Leave nothing behind: no hook, no gradient, no frozen parameter, no training flag of the teacher."""
         self.loader.close()
         self.tapped.close()
+        if self.study is not None:
+            self.study.close()
         for live in self.teachers.values():
             live.close()
         for parameter in self._frozen:
