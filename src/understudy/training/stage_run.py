@@ -20,8 +20,10 @@ from understudy.models.model import Model
 from understudy.models.taps import Tapped, find_module, unchanged
 from understudy.tasks.classification import Classification
 from understudy.teachers.live import LiveTeacher
+from understudy.teachers.study import Study
 from understudy.training.averaging import Averaging
 from understudy.training.distribution import World
+from understudy.training.fitting import fit_methods
 from understudy.training.precision import Precision
 from understudy.training.random_state import get_random_state, set_random_state
 from understudy.training.stage import Stage
@@ -59,6 +61,7 @@ class StageRun:
         world: this process among its peers.
         compile: whether to compile the models.
         earlier: method name -> its state at the end of an earlier stage of the same arm.
+        study: what the methods are fitted to; None where no method has a `fit`.
 
     Attributes:
         step: optimiser steps done.
@@ -83,6 +86,7 @@ class StageRun:
         world: World,
         compile: bool = False,
         earlier: Earlier | None = None,
+        study: Study | None = None,
     ) -> None:
         """Wire the methods and build what trains."""
         self.stage, self.loader, self.precision, self._world = stage, loader, precision, world
@@ -101,7 +105,8 @@ class StageRun:
         self._earlier: Earlier = dict(earlier or {})
         height = _height(example, "student")
         sides = {}
-        if teacher is not None and any(method.needs_teacher for method in methods):
+        runs_teacher = any(method.needs_teacher for method in methods)
+        if teacher is not None and (runs_teacher or any(method.fits for method in methods)):
             sides["teacher"] = Side(
                 "teacher",
                 teacher.module,
@@ -139,11 +144,15 @@ class StageRun:
                 compile=compile,
             )
             for name, side in sides.items()
+            if runs_teacher
         }
         self.tapped = Tapped(student.module, self.wiring.student.taps, self.wiring.student.copied)
         targets = {name: live.targets for name, live in self.teachers.items()}
         self.module = TrainingStep(self.tapped, methods, targets, task, compile=compile)
         self.example = example
+        self.study = study
+        if study is not None:
+            fit_methods(study, methods, seed, world.device)
         self.ddp: nn.Module = self.module
         if world.size > 1:
             # What follows the student (banks, statistics) is made equal on all processes by the methods themselves.
@@ -290,6 +299,8 @@ class StageRun:
         """Leave nothing behind: no hook, no gradient, no frozen parameter, no training flag of the teacher."""
         self.loader.close()
         self.tapped.close()
+        if self.study is not None:
+            self.study.close()
         for live in self.teachers.values():
             live.close()
         for parameter in self._frozen:
