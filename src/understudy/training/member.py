@@ -26,6 +26,7 @@ from understudy.evaluation.memory import PeakMemory
 from understudy.evaluation.predictions import Predictions
 from understudy.models import saved
 from understudy.models.model import Model, fingerprint
+from understudy.models.surgery import fold_heads, operate
 from understudy.training.checkpoint import Checkpoints
 from understudy.training.context import Context
 from understudy.training.experiment import TEACHER
@@ -89,6 +90,7 @@ class Member:
             )
         else:
             begin_stage = found["stage"]
+            operate(student.module, found["run"]["surgery"])
             self._seconds, self._peak = found["seconds"], found["peak"]
             self._total_steps = found["steps_before"]
             self._earlier = found["earlier"]
@@ -220,6 +222,8 @@ class Member:
 
     def finish(self, student: Model, folder_metadata: dict[str, Any]) -> Predictions:
         """Evaluate on the test split, save the student and write the result; drop the checkpoints."""
+        # What is measured is what is deployed.
+        fold_heads(student.module)
         predictions = self.context.predictions(student, student.module, self.context.splits.test)
         metrics: dict[str, float | None] = dict(classification_metrics(predictions))
         reference = self.context.teacher_predictions

@@ -17,6 +17,8 @@ from understudy.errors import PreflightError
 from understudy.methods import Method, Ramp
 from understudy.methods.wiring import Side, Wiring
 from understudy.models.model import Model
+from understudy.models.splice import inside_grafts
+from understudy.models.surgery import surgery_of
 from understudy.models.taps import Tapped, find_module, unchanged
 from understudy.tasks.classification import Classification
 from understudy.teachers.live import LiveTeacher
@@ -100,8 +102,6 @@ class StageRun:
         self._student = student.module
         methods = stage.active_methods
         self._trains_student = any(method.trains_student for method in methods)
-        self._frozen = _freeze(student.module, stage.freeze if self._trains_student else [""])
-        self.averaging = Averaging(stage, student.module)
         self._earlier: Earlier = dict(earlier or {})
         height = _height(example, "student")
         sides = {}
@@ -133,6 +133,9 @@ class StageRun:
                 method.to(world.device)
                 method.wire(self.wiring)
                 method.to(world.device)
+        # After wiring, which may have put grafts or another head into the student.
+        self._frozen = _freeze(student.module, stage.freeze if self._trains_student else [""])
+        self.averaging = Averaging(stage, student.module)
         self.teachers = {
             name: LiveTeacher(
                 side.module,
@@ -223,8 +226,8 @@ class StageRun:
         self.module.train()
         if not self._trains_student:
             self._student.eval()
-        for path in self.stage.freeze:
-            find_module(self._student, path).eval()
+        for part in _frozen_parts(self._student, self.stage.freeze):
+            part.training = False
 
     def clip(self) -> torch.Tensor | None:
         """Clip the gradient norm when the stage asks for it, and return the norm before."""
@@ -257,6 +260,7 @@ class StageRun:
         """Return everything that a checkpoint needs of the stage; no teacher."""
         return {
             "student": self._student.state_dict(),
+            "surgery": surgery_of(self._student),
             "methods": self.module.methods.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -318,12 +322,22 @@ class StageRun:
 def _freeze(module: nn.Module, paths: Sequence[str]) -> list[nn.Parameter]:
     """Freeze the parameters of the modules at `paths` ("" is the whole); return those that were trainable before."""
     frozen = []
-    for path in paths:
-        for parameter in (find_module(module, path) if path else module).parameters():
+    for part in _frozen_parts(module, paths):
+        for parameter in part.parameters(recurse=False):
             if parameter.requires_grad:
                 parameter.requires_grad_(False)
                 frozen.append(parameter)
     return frozen
+
+
+def _frozen_parts(module: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
+    """Return the modules at `paths` and below, but for grafts, which are frozen by their own paths only."""
+    found = []
+    for path in paths:
+        top = find_module(module, path) if path else module
+        grafted = inside_grafts(top) if path else ()
+        found += [part for name, part in top.named_modules() if name not in grafted]
+    return found
 
 
 def _height(batch: Batch, role: str) -> int | None:
