@@ -44,8 +44,8 @@ class FeatureRows(Method):
         for role, tap in (("student", student), ("teacher", teacher)):
             self._check(role, tap)
         wiring.notes.append(
-            f"{self.name}: rows are {self.rows}, widths {width_of(student)} and {width_of(teacher)}, taps '{student.name}' "
-            f"and '{teacher.name}'"
+            f"{self.name}: rows are {self.rows}, widths {width_of(student)} and {width_of(teacher)}, taps "
+            f"'{student.name}' and '{teacher.name}'"
         )
 
     def _check(self, role: str, tap: TapShape) -> None:
