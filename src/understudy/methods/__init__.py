@@ -1,9 +1,34 @@
 """Methods: one file per published method."""
 
+from understudy.methods.dist import DIST
+from understudy.methods.dkd import DKD
 from understudy.methods.fitnet import FitNet
 from understudy.methods.kd import KD
+from understudy.methods.logit_standardised_kd import LogitStandardisedKD
 from understudy.methods.method import Method, Ramp, Step, methods
+from understudy.methods.nkd import NKD
+from understudy.methods.skd import SKD
+from understudy.methods.sskd import SSKD
+from understudy.methods.sskd_head import SSKDHead
 from understudy.methods.supervised import Supervised
+from understudy.methods.tf_kd import TfKD
 from understudy.methods.wiring import Wiring
 
-__all__ = ["KD", "FitNet", "Method", "Ramp", "Step", "Supervised", "Wiring", "methods"]
+__all__ = [
+    "DIST",
+    "DKD",
+    "KD",
+    "NKD",
+    "SKD",
+    "SSKD",
+    "FitNet",
+    "LogitStandardisedKD",
+    "Method",
+    "Ramp",
+    "SSKDHead",
+    "Step",
+    "Supervised",
+    "TfKD",
+    "Wiring",
+    "methods",
+]
