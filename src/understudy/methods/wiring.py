@@ -148,6 +148,17 @@ class Wiring:
             )
         return next(iter(self.teachers.values()))
 
+    def check_classes(self, least: int, *, method: str) -> None:
+        """Refuse data with fewer classes than a method can work with.
+
+        Raises:
+            UnderstudyError: there are fewer.
+        """
+        if self.classes < least:
+            raise UnderstudyError(
+                f"Method '{method}' needs at least {least} classes, and the data has {self.classes}."
+            )
+
     def stage_pairs(self) -> list[tuple[StageDescription, StageDescription]]:
         """Return (student stage, teacher stage) pairs, paired by stride or depth."""
         return pair_stages(self.student.description, self.teacher.description)
