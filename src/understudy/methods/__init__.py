@@ -2,7 +2,9 @@
 
 from understudy.methods.ab import AB
 from understudy.methods.at import AT
+from understudy.methods.cka import CKA
 from understudy.methods.cwd import CWD
+from understudy.methods.feature_gram import FeatureGram
 from understudy.methods.fitnet import FitNet
 from understudy.methods.fsp import FSP
 from understudy.methods.ft import FT
@@ -12,6 +14,8 @@ from understudy.methods.method import Method, Ramp, Step, methods
 from understudy.methods.mgd import MGD
 from understudy.methods.nst import NST
 from understudy.methods.ofd import OFD
+from understudy.methods.pkd import PKD
+from understudy.methods.procrustes import Procrustes
 from understudy.methods.supervised import Supervised
 from understudy.methods.wiring import Wiring
 from understudy.teachers.study import Study
@@ -19,6 +23,7 @@ from understudy.teachers.study import Study
 __all__ = [
     "AB",
     "AT",
+    "CKA",
     "CWD",
     "FSP",
     "FT",
@@ -26,9 +31,12 @@ __all__ = [
     "MGD",
     "NST",
     "OFD",
+    "PKD",
     "FTParaphraser",
+    "FeatureGram",
     "FitNet",
     "Method",
+    "Procrustes",
     "Ramp",
     "Step",
     "Study",
