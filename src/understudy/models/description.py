@@ -17,6 +17,8 @@ from understudy.models.taps import first_tensor, unchanged, unwrap
 
 ACTIVATIONS = frozenset({"ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "GELU", "SiLU", "Hardswish"})
 """Types of modules before which a feature has no bend yet."""
+IDENTITIES = frozenset({"Identity", "Dropout", "Dropout2d", "DropPath"})
+"""Types of modules that give what they take when a model is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,40 @@ class ModelDescription:
         )
 
     def before_activation(self, tap: str) -> str:
-        """Return the tap of what goes into the activation that ends a module; the module's own tap when none does.
+        """Return the tap of what goes into the activation that ends a module, or that reads what the module gives.
+
+        The latter is so in networks of pre-activated blocks, where a normalisation may stand between. Without either it
+        is the tap itself.
 
         Args:
-            tap: a module path.
+            tap: a module path; `path@input` and `path#2` are returned as they are.
         """
-        inside = [path for path in self.order if path == tap or path.startswith(f"{tap}.")]
-        types = {row.path: row.type for row in self.modules}
-        leaves = [path for path in inside if not any(o.startswith(f"{path}.") for o in inside)]
-        if leaves and types[leaves[-1]] in ACTIVATIONS:
-            return f"{leaves[-1]}@input"
+        rows = {row.path: row for row in self.modules}
+        if tap not in rows:
+            return tap
+        inner = {path.rpartition(".")[0] for path in self.order}
+        leaves = [number for number, path in enumerate(self.order) if path not in inner]
+        last = max(number for number, path in enumerate(self.order) if path == tap)
+        inside = [n for n in leaves if f"{self.order[n]}.".startswith(f"{tap}.") and n <= last]
+        if inside and rows[self.order[inside[-1]]].type in ACTIVATIONS:
+            return self._input_of(inside[-1])
+        shape = rows[tap].output_shape
+        after = [n for n in leaves if n > last and rows[self.order[n]].type not in IDENTITIES]
+        for number in after[:2]:
+            row = rows[self.order[number]]
+            if row.input_shape != shape or row.output_shape != shape:
+                break
+            if row.type in ACTIVATIONS:
+                return self._input_of(number)
+            if "Norm" not in row.type:
+                break
         return tap
+
+    def _input_of(self, number: int) -> str:
+        """Return the tap of what went into the call at a place in `order`; a later call of the module is another."""
+        path = self.order[number]
+        call = self.order[:number].count(path)
+        return f"{path}@input" if path not in self.order[number + 1 :] else f"{path}@input#{call}"
 
 
 def describe(
