@@ -34,6 +34,11 @@ class TapShape:
     name: str
     shape: tuple[int, ...]
 
+    @property
+    def width(self) -> int:
+        """The number of channels of a map (C, H, W), or of elements of a vector or token."""
+        return self.shape[0] if len(self.shape) == 3 else self.shape[-1]
+
 
 class Side:
     """One model as the wiring sees it: an example batch through it tells every shape.
