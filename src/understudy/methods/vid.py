@@ -16,8 +16,8 @@ from understudy.methods.wiring import Taps, TapShape, Wiring
 class VID(Method, name="vid"):
     """Predict the teacher's features from the student's, with a learnt variance for each channel.
 
-    Paper: Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, section 2. But
-    for a constant, minus the loss is a lower bound on the information that the student's features have of the teacher's.
+    Paper: Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, section
+    2. But for a constant, minus the loss is a lower bound on what the student's features know of the teacher's.
     Equation: mean over samples and elements of ((t - mu(s))^2 / v + log v) / 2, v = softplus(a) + eps for each channel,
     mu three 1x1 convolutions (linear maps) with ReLU between them; summed over pairs of taps.
     Labels: not used.

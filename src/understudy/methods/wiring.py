@@ -36,7 +36,7 @@ class TapShape:
 
     @property
     def width(self) -> int:
-        """The number of channels of a map (C, H, W), or of elements of a vector or token."""
+        """Channels of a map (C, H, W), else the last dimension."""
         return self.shape[0] if len(self.shape) == 3 else self.shape[-1]
 
 
