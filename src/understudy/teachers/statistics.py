@@ -99,7 +99,8 @@ class _Accumulated(Statistic):
 
     def load(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:
         """Take over the sums."""
-        self._sums = dict(state)
+        # Copied to aligned memory, on which the last bit of a product can depend.
+        self._sums = {name: value.clone() for name, value in state.items()}
 
     @property
     def _known(self) -> dict[str, torch.Tensor]:
