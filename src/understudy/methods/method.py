@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from understudy.data.batch import Batch
@@ -18,6 +19,10 @@ from understudy.models.outputs import Outputs
 from understudy.registry import Registry
 from understudy.tasks.classification import Classification
 from understudy.teachers.study import Study
+
+Family = Literal[
+    "labels", "response", "feature", "relation", "information", "self-supervision", "structure"
+]
 
 methods: Registry[type[Method]] = Registry("method", "understudy.methods")
 """All methods by name; one file each in `methods/`."""
@@ -61,6 +66,12 @@ class Method(nn.Module):
     """Whether samples without a label are of no use to the method."""
     needs_teacher: ClassVar[bool] = True
     """Whether `loss` asks for a teacher. An only teacher then runs before the student, unless the weight is 0."""
+    trains_student: ClassVar[bool] = True
+    """Whether the loss reaches the student. A stage whose methods all say no leaves the student as it is."""
+    follows: ClassVar[tuple[str, ...]] = ()
+    """Methods that need an earlier stage of the same arm, in order: this one goes on from what they learnt."""
+    family: ClassVar[Family] = "response"
+    """What the method compares; the documentation is sorted by it."""
 
     weight: float | Ramp
 
@@ -132,7 +143,8 @@ class Method(nn.Module):
     def after_step(self, step: Step) -> None:
         """Update what follows the student: momentum copies, banks.
 
-        Called after the optimiser's step, without gradient.
+        Called after the optimiser's step, without gradient: once for every part of the batch where it was split. Under
+        several processes each has its own part; `step.gather` gives the rows of all.
         """
 
     def valid(self, batch: Batch) -> torch.Tensor:
@@ -191,6 +203,78 @@ class Step:
     def labels(self) -> torch.Tensor | None:
         """The batch's labels (see `Batch.labels`), or None."""
         return self.batch.labels
+
+    def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the student's and the only teacher's logits, [B, C] each."""
+        pair = []
+        for role, outputs in (("student", self.student), ("teacher", self.teacher)):
+            if outputs.logits is None:
+                raise UnderstudyError(f"A method asks for the {role}'s logits, and it gives none.")
+            pair.append(outputs.logits)
+        return pair[0], pair[1]
+
+    def features(self, student_tap: str, teacher_tap: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the student's and the only teacher's feature at two taps."""
+        return self.student.features[student_tap], self.teacher.features[teacher_tap]
+
+    def weight_of(self, feature: torch.Tensor, role: str = "student") -> torch.Tensor | None:
+        """Return the weights of a feature's elements in a mean over samples, None for all ones.
+
+        Args:
+            feature: [B, ...].
+            role: whose feature it is: "student" or a teacher's name.
+
+        Returns:
+            [B, T] for a token sequence [B, T, D] whose padding the model's attention mask marks: each sample's weight,
+            spread evenly over its tokens that are no padding. The batch's weight [B], or None, for anything else.
+        """
+        mask = self.token_mask(feature, role)
+        if mask is None:
+            return self.batch.weight
+        share = mask / mask.sum(dim=1, keepdim=True).clamp_min(1)
+        return share if self.batch.weight is None else share * self.batch.weight.unsqueeze(1)
+
+    def token_mask(self, feature: torch.Tensor, role: str = "student") -> torch.Tensor | None:
+        """Return float [B, T], 1 for tokens and 0 for padding, when `feature` [B, T, D] is a padded sequence."""
+        inputs = self.batch.inputs[role]
+        if feature.dim() != 3 or not isinstance(inputs, Mapping):
+            return None
+        mask = inputs.get("attention_mask")
+        if not isinstance(mask, torch.Tensor) or mask.shape != feature.shape[:2]:
+            return None
+        return mask.float()
+
+    def pooled(self, feature: torch.Tensor, role: str = "student") -> torch.Tensor:
+        """Return [B, D]: a vector as it is, the mean of a map over its places, of a sequence over its tokens."""
+        if feature.dim() == 2:
+            return feature
+        if feature.dim() == 4:
+            return feature.mean(dim=(2, 3))
+        mask = self.token_mask(feature, role)
+        if mask is None:
+            return feature.mean(dim=1)
+        return (feature * mask.unsqueeze(2)).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp_min(1)
+
+    @staticmethod
+    def gather(rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows [B, ...] of all processes, one after the other, without a gradient.
+
+        Every process has to call it at the same point.
+        """
+        rows = rows.detach()
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return rows
+        counts = [
+            torch.zeros(1, dtype=torch.int64, device=rows.device)
+            for _ in range(dist.get_world_size())
+        ]
+        dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+        lengths = [int(count) for count in counts]
+        padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.zeros_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
 
 class _Lazy(Mapping[str, Outputs]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,12 @@ import torch
 from torch import nn
 
 from understudy.errors import ModelError
+from understudy.models.heads import Head
+from understudy.models.splice import grafts_of, inside_grafts
 from understudy.models.taps import first_tensor, unchanged, unwrap
+
+ACTIVATIONS = frozenset({"ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "GELU", "SiLU", "Hardswish"})
+"""Types of modules before which a feature has no bend yet."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,15 @@ class StageDescription:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """Stages in order of depth, and the classifier's path and input width.
+    """A model's modules, its stages in order of depth, and its classifier.
 
-    The latter two are None where no linear classifier was found.
+    Attributes:
+        modules: every module that ran, in order of definition.
+        stages: where features can be tapped, in order of depth.
+        classifier: path of the last linear layer; None where none was found.
+        pooled_width: what the classifier reads; None where none was found.
+        classes: number of logits.
+        order: paths of all modules in the order in which they finished; one that is called twice stands there twice.
     """
 
     modules: tuple[ModuleRow, ...]
@@ -52,6 +64,35 @@ class ModelDescription:
     classifier: str | None
     pooled_width: int | None
     classes: int
+    order: tuple[str, ...] = ()
+
+    @property
+    def main_stages(self) -> tuple[StageDescription, ...]:
+        """The deepest stage at each resolution, which leaves a stem out that is followed by a stage of its size.
+
+        Without maps, all stages.
+        """
+        strides = [stage.stride for stage in self.stages]
+        if any(stride is None for stride in strides):
+            return self.stages
+        return tuple(
+            stage
+            for number, stage in enumerate(self.stages)
+            if stage.stride not in strides[number + 1 :]
+        )
+
+    def before_activation(self, tap: str) -> str:
+        """Return the tap of what goes into the activation that ends a module; the module's own tap when none does.
+
+        Args:
+            tap: a module path.
+        """
+        inside = [path for path in self.order if path == tap or path.startswith(f"{tap}.")]
+        types = {row.path: row.type for row in self.modules}
+        leaves = [path for path in inside if not any(o.startswith(f"{path}.") for o in inside)]
+        if leaves and types[leaves[-1]] in ACTIVATIONS:
+            return f"{leaves[-1]}@input"
+        return tap
 
 
 def describe(
@@ -95,14 +136,20 @@ def describe(
         )
     width = None
     if classifier is not None:
-        width = dict(module.named_modules())[classifier].in_features
-    return ModelDescription(tuple(rows), tuple(stages), classifier, width, int(logits.shape[-1]))
+        width = int(dict(module.named_modules())[classifier].in_features)
+    return ModelDescription(
+        tuple(rows), tuple(stages), classifier, width, int(logits.shape[-1]), tuple(order)
+    )
 
 
 def _trace(
     module: nn.Module, run: Callable[[nn.Module], torch.Tensor]
 ) -> tuple[list[ModuleRow], list[str], torch.Tensor]:
-    """Run once with a hook on every module; return rows in definition order and paths in order of completion."""
+    """Run once with a hook on every module; return rows in definition order and paths in order of completion.
+
+    Grafts have rows, for they can be tapped, but are left out of the order: stages and classifier are the model's own.
+    """
+    grafted = inside_grafts(module)
     shapes: dict[str, tuple[Any, Any]] = {}
     calls: dict[str, int] = {}
     order: list[str] = []
@@ -117,7 +164,8 @@ def _trace(
                 None if given is None else tuple(given.shape[1:]),
             )
             calls[path] = calls.get(path, 0) + 1
-            order.append(path)
+            if path not in grafted:
+                order.append(path)
 
         return hook
 
@@ -150,7 +198,7 @@ def _find_classifier(module: nn.Module, order: list[str], classes: int) -> str |
     modules = dict(module.named_modules())
     for path in reversed(order):
         part = modules[path]
-        if isinstance(part, nn.Linear) and part.out_features == classes:
+        if isinstance(part, nn.Linear | Head) and part.out_features == classes:
             return path
     return None
 
@@ -174,8 +222,12 @@ def _token_stages(module: nn.Module, rows: list[ModuleRow]) -> list[str]:
     for path, part in module.named_modules():
         if not isinstance(part, nn.ModuleList | nn.Sequential):
             continue
-        children = [f"{path}.{name}" if path else name for name, _ in part.named_children()]
-        types = {type(child) for child in part.children()}
+        named = {
+            f"{path}.{name}" if path else name: child
+            for name, child in part.named_children()
+            if name not in grafts_of(part)
+        }
+        children, types = list(named), {type(child) for child in named.values()}
         sequences = all(len(output.get(child) or ()) == 2 for child in children)
         if len(types) == 1 and sequences and len(children) > len(best):
             best = children
@@ -194,9 +246,9 @@ def pair_stages(
 ) -> list[tuple[StageDescription, StageDescription]]:
     """Pair every student stage with the teacher stage it corresponds to.
 
-    Stages with maps pair by stride: the deepest teacher stage with the nearest stride. Others pair
-    by relative depth: stage i of n
-    with stage round((i + 1) / n * m) of m.
+    Stages with maps pair by stride: of several stages at one stride the deepest with the deepest, the one before with
+    the one before; where the teacher has none at that stride, the nearest stride counts. Others pair by relative
+    depth: stage i of n with stage round((i + 1) / n * m) of m.
     """
     if not student.stages or not teacher.stages:
         side = "student" if not student.stages else "teacher"
@@ -205,14 +257,22 @@ def pair_stages(
     both_maps = all(stage.stride for stage in (*student.stages, *teacher.stages))
     for index, stage in enumerate(student.stages):
         if both_maps:
-            distance = [abs(_log2(other.stride) - _log2(stage.stride)) for other in teacher.stages]
-            best = max(i for i, value in enumerate(distance) if value == min(distance))
+            partners = _at_nearest_stride(stage, teacher.stages)
+            deeper = sum(other.stride == stage.stride for other in student.stages[index + 1 :])
+            partner = partners[max(0, len(partners) - 1 - deeper)]
         else:
             share = (index + 1) / len(student.stages)
-            best = max(0, round(share * len(teacher.stages)) - 1)
-        pairs.append((stage, teacher.stages[best]))
+            partner = teacher.stages[max(0, round(share * len(teacher.stages)) - 1)]
+        pairs.append((stage, partner))
     return pairs
 
 
+def _at_nearest_stride(
+    stage: StageDescription, others: tuple[StageDescription, ...]
+) -> list[StageDescription]:
+    distance = [abs(_log2(other.stride) - _log2(stage.stride)) for other in others]
+    return [other for other, value in zip(others, distance, strict=True) if value == min(distance)]
+
+
 def _log2(value: float | None) -> float:
-    return 0.0 if value is None else float(torch.tensor(value).log2())
+    return 0.0 if value is None else math.log2(value)

@@ -28,7 +28,7 @@ from understudy.training.precision import Precision
 from understudy.training.run_directory import RunDirectory
 from understudy.training.splits import Splits
 from understudy.training.stage import Stage
-from understudy.training.stage_run import StageRun
+from understudy.training.stage_run import Earlier, StageRun
 
 EXAMPLE_SIZE = 8
 """Samples in the batch that shapes are measured on: enough for batch statistics, few enough to cost nothing."""
@@ -101,6 +101,7 @@ class Context:
         split: Split,
         seed: int,
         number: int,
+        earlier: Earlier | None = None,
         fitting: Fitting = PROVISIONAL,
     ) -> StageRun:
         """Build a stage on this run's data.
@@ -112,6 +113,7 @@ class Context:
             split: the training split, with the labels that may be seen.
             seed: the member's seed.
             number: the stage's position in its arm.
+            earlier: what the methods of the arm's earlier stages learnt.
             fitting: how methods are fitted before the stage: provisionally, unless it is said otherwise.
         """
         settings, data = self.experiment.settings, self.experiment.data
@@ -150,6 +152,7 @@ class Context:
             student=student,
             teacher=teacher if using else None,
             loader=loader,
+            split=split,
             example=self.example(split, everyone if using else encoders),
             steps_per_epoch=self.steps_per_epoch,
             task=self.experiment.task,
@@ -158,6 +161,7 @@ class Context:
             precision=self.precision,
             world=self.world,
             compile=settings.compile,
+            earlier=earlier,
             study=make_study(self, fitting, teacher, split, views) if fits else None,
         )
 

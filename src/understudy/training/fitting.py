@@ -73,7 +73,7 @@ def fit_methods(study: Study, methods: Sequence[Method], seed: int, device: torc
         if not method.fits:
             continue
         study.method = method.name
-        study.seed = seeding.derive(seed, "fit", number, method.name)
+        study.seed = seeding.derive(seed, "method", number, method.name)
         with seeding.isolated(seed, "fit", number, method.name), torch.no_grad():
             method.fit(study)
         method.to(device)
