@@ -115,6 +115,11 @@ class Method(nn.Module):
         """Whether the method has a `fit` of its own."""
         return type(self).fit is not Method.fit
 
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether there has to be a teacher: for the loss, or to fit to."""
+        return self.needs_teacher or self.fits
+
     def wire(self, wiring: Wiring) -> None:
         """Ask for taps and size projectors. Called once per stage, when the shapes are known."""
 

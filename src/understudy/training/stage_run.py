@@ -106,7 +106,7 @@ class StageRun:
         height = _height(example, "student")
         sides = {}
         runs_teacher = any(method.needs_teacher for method in methods)
-        if teacher is not None and (runs_teacher or any(method.fits for method in methods)):
+        if teacher is not None and any(method.uses_teacher for method in methods):
             sides["teacher"] = Side(
                 "teacher",
                 teacher.module,
@@ -155,7 +155,7 @@ class StageRun:
         self.example = example
         self.study = study
         if study is not None:
-            fit_methods(study, methods, seed, world.device)
+            self._fit(study, seed)
         self.ddp: nn.Module = self.module
         if world.size > 1:
             # What follows the student (banks, statistics) is made equal on all processes by the methods themselves.
@@ -311,6 +311,14 @@ class StageRun:
             parameter.requires_grad_(True)
         for parameter in self.module.parameters():
             parameter.grad = None
+
+    def _fit(self, study: Study, seed: int) -> None:
+        """Fit the methods; leave nothing behind when that is interrupted."""
+        try:
+            fit_methods(study, self.module.active, seed, self._world.device)
+        except BaseException:
+            self.close()
+            raise
 
     def _unused(self, methods: Sequence[Method]) -> list[str]:
         """Return the trainable parameters that a step's loss does not reach."""
