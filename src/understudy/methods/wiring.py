@@ -406,6 +406,19 @@ class Wiring:
         self._note("head", placed.path, placed)
         return placed
 
+    def check_owner(self, method: nn.Module) -> None:
+        """Check that a method did not make a graft or a head its own, which would count and save it twice.
+
+        Raises:
+            UnderstudyError: it did.
+        """
+        for name, part in method.named_modules():
+            if part in self._claimed:
+                raise UnderstudyError(
+                    f"{type(method).__name__} keeps the student's {type(part).__name__} as its own module '{name}'. "
+                    "Keep what `wiring.graft` or `wiring.head` returned, and read its `module`."
+                )
+
     def _note(self, kind: str, path: str, placed: Placed[Any]) -> None:
         count = sum(parameter.numel() for parameter in placed.module.parameters())
         since = "" if placed.new else ", there from before"

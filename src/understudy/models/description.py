@@ -172,9 +172,10 @@ def _trace(
 ) -> tuple[list[ModuleRow], list[str], torch.Tensor]:
     """Run once with a hook on every module; return rows in definition order and paths in order of completion.
 
-    Grafts have rows, for they can be tapped, but are left out of the order: stages and classifier are the model's own.
+    Grafts and the parts of heads have rows, for they can be tapped, but are left out of the order, from which the
+    model's own stages and its classifier follow.
     """
-    grafted = inside_grafts(module)
+    added = inside_grafts(module) | _inside_heads(module)
     shapes: dict[str, tuple[Any, Any]] = {}
     calls: dict[str, int] = {}
     order: list[str] = []
@@ -189,7 +190,7 @@ def _trace(
                 None if given is None else tuple(given.shape[1:]),
             )
             calls[path] = calls.get(path, 0) + 1
-            if path not in grafted:
+            if path not in added:
                 order.append(path)
 
         return hook
@@ -217,6 +218,11 @@ def _trace(
         if path in shapes
     ]
     return rows, order, logits
+
+
+def _inside_heads(module: nn.Module) -> set[str]:
+    tops = [path for path, part in module.named_modules() if isinstance(part, Head)]
+    return {p for p, _ in module.named_modules() if any(p.startswith(f"{top}.") for top in tops)}
 
 
 def _find_classifier(module: nn.Module, order: list[str], classes: int) -> str | None:
@@ -262,7 +268,8 @@ def _token_stages(module: nn.Module, rows: list[ModuleRow]) -> list[str]:
 def _vector_stages(module: nn.Module, order: list[str]) -> list[str]:
     """Return the linear layers of a network of vectors but for the last."""
     modules = dict(module.named_modules())
-    linear = [path for path in dict.fromkeys(order) if isinstance(modules[path], nn.Linear)]
+    kinds = nn.Linear | Head
+    linear = [path for path in dict.fromkeys(order) if isinstance(modules[path], kinds)]
     return linear[:-1]
 
 
