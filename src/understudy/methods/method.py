@@ -18,6 +18,7 @@ from understudy.methods.wiring import Wiring
 from understudy.models.outputs import Outputs
 from understudy.registry import Registry
 from understudy.tasks.classification import Classification
+from understudy.teachers.study import Study
 
 Family = Literal[
     "labels", "response", "feature", "relation", "information", "self-supervision", "structure"
@@ -67,6 +68,8 @@ class Method(nn.Module):
     """Whether `loss` asks for a teacher. An only teacher then runs before the student, unless the weight is 0."""
     trains_student: ClassVar[bool] = True
     """Whether the loss reaches the student. A stage whose methods all say no leaves the student as it is."""
+    follows: ClassVar[tuple[str, ...]] = ()
+    """Methods that need an earlier stage of the same arm, in order: this one goes on from what they learnt."""
     family: ClassVar[Family] = "response"
     """What the method compares; the documentation is sorted by it."""
 
@@ -106,8 +109,20 @@ class Method(nn.Module):
         parameters = inspect.signature(type(self).__init__).parameters
         return {name: getattr(self, name) for name in list(parameters)[1:]}
 
+    @property
+    def fits(self) -> bool:
+        """Whether the method has a `fit` of its own."""
+        return type(self).fit is not Method.fit
+
     def wire(self, wiring: Wiring) -> None:
         """Ask for taps and size projectors. Called once per stage, when the shapes are known."""
+
+    def fit(self, study: Study) -> None:
+        """Learn from passes of the teacher over the training samples. Called once per stage, after `wire`.
+
+        In a plan, and where a checkpoint brings parameters and buffers back, the study is provisional: shapes count
+        then, values don't. What `fit` leaves elsewhere than in parameters and buffers has to come from `study.collect`.
+        """
 
     def inputs(self, batch: Batch) -> Batch:
         """Change what both models see."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from torch import nn
 
 from understudy.data.source import Split
 from understudy.errors import UnderstudyError
+from understudy.methods.surgery import G, H, Placed, Shape, graft_student, replace_head
 from understudy.models.description import (
     ModelDescription,
     StageDescription,
@@ -63,15 +64,30 @@ class Side:
         """Ask for a tap; its tensor is in `step.<role>.features[name]` from then on."""
         if name not in self.taps:
             find_module(self.module, name.partition("#")[0].partition("@")[0])
-            tensors, copied = probe_taps(
-                self.module,
-                [name],
-                lambda tapped: call(tapped, self.inputs),
-                training=self.training,
-            )
+            tensors, copied = self._probe([name])
             self.taps[name] = TapShape(name, tuple(tensors[name].shape[1:]))
             self.copied |= copied
         return self.taps[name]
+
+    def shape_at(self, name: str) -> tuple[int, ...]:
+        """Return the shape at a tap, without the batch, and do not ask for it."""
+        return tuple(self._probe([name])[0][name].shape[1:])
+
+    def refresh(self, cause: str) -> None:
+        """Look at the model again, which was changed by `cause`.
+
+        Raises:
+            UnderstudyError: a tap that was asked for has another shape now.
+        """
+        self.__dict__.pop("description", None)
+        tensors, self.copied = self._probe(self.taps)
+        for name, tap in self.taps.items():
+            shape = tuple(tensors[name].shape[1:])
+            if shape != tap.shape:
+                raise UnderstudyError(
+                    f"The {self.role}'s tap '{name}', which a method was wired to, had the shape {tap.shape} and has "
+                    f"{shape} with {cause}. List the method that changes the student before the one that taps it."
+                )
 
     @cached_property
     def description(self) -> ModelDescription:
@@ -92,6 +108,11 @@ class Side:
                 f"The {self.role} has neither a linear classifier nor stages that were found; name the tap."
             )
         return self.description.stages[-1].tap
+
+    def _probe(self, names: Iterable[str]) -> tuple[dict[str, torch.Tensor], set[str]]:
+        return probe_taps(
+            self.module, names, lambda tapped: call(tapped, self.inputs), training=self.training
+        )
 
 
 class Wiring:
@@ -121,6 +142,7 @@ class Wiring:
         self.train, self.earlier = train, dict(earlier or {})
         self.seed = 0
         self.notes: list[str] = []
+        self._claimed: set[nn.Module] = set()
 
     @property
     def teacher(self) -> Side:
@@ -301,3 +323,48 @@ class Wiring:
                 "found by itself. Name the taps of both models."
             )
         return partners[tap]
+
+    def graft(self, path: str, graft: G | Callable[[Shape], G]) -> Placed[G]:
+        """Splice a module into the student behind the module at `path`: its output replaces what that one returned.
+
+        The graft is trained with the student, stays in it and is exported. Initial values come from the method's own
+        random stream. A student that has the same graft there already, from an earlier stage or from the folder it was
+        loaded from, keeps it as it is; so whatever sets initial values belongs into the function.
+
+        Args:
+            path: a module path; the module has to run once in a forward and return one tensor.
+            graft: a function that makes the graft for the shape of that tensor, without the batch; or the graft.
+
+        Returns:
+            The graft in its place. Keep this, not its module, which is the student's and not the method's.
+
+        Raises:
+            UnknownName: no such path; gives the nearest.
+            ModelError: the output at `path` cannot be replaced, or the student does not run with the graft.
+        """
+        placed = graft_student(self.student, path, graft, self._claimed)
+        self._note("graft", path, placed)
+        return placed
+
+    def head(self, factory: Callable[[int, int], H]) -> Placed[H]:
+        """Replace the student's linear classifier by a head, which gives the same classes.
+
+        A head that folds is exported as one linear layer, another one as it is. As with `graft`, a student that has the
+        same head already keeps it.
+
+        Args:
+            factory: (width of the features, number of classes) -> the head.
+
+        Raises:
+            ModelError: the student has no linear classifier that stands by itself, or does not run with the head.
+        """
+        placed = replace_head(self.student, factory, self._claimed)
+        self._note("head", placed.path, placed)
+        return placed
+
+    def _note(self, kind: str, path: str, placed: Placed[Any]) -> None:
+        count = sum(parameter.numel() for parameter in placed.module.parameters())
+        since = "" if placed.new else ", there from before"
+        self.notes.append(
+            f"{kind} {type(placed.module).__name__} at student '{path}', {count:,} parameters{since}"
+        )

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from understudy.errors import ModelError
+from understudy.models.heads import Head
+from understudy.models.splice import grafts_of, inside_grafts
 from understudy.models.taps import first_tensor, unchanged, unwrap
 
 ACTIVATIONS = frozenset({"ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "GELU", "SiLU", "Hardswish"})
@@ -130,7 +132,7 @@ def describe(
         )
     width = None
     if classifier is not None:
-        width = dict(module.named_modules())[classifier].in_features
+        width = int(dict(module.named_modules())[classifier].in_features)
     return ModelDescription(
         tuple(rows), tuple(stages), classifier, width, int(logits.shape[-1]), tuple(order)
     )
@@ -139,7 +141,11 @@ def describe(
 def _trace(
     module: nn.Module, run: Callable[[nn.Module], torch.Tensor]
 ) -> tuple[list[ModuleRow], list[str], torch.Tensor]:
-    """Run once with a hook on every module; return rows in definition order and paths in order of completion."""
+    """Run once with a hook on every module; return rows in definition order and paths in order of completion.
+
+    Grafts have rows, for they can be tapped, but are left out of the order: stages and classifier are the model's own.
+    """
+    grafted = inside_grafts(module)
     shapes: dict[str, tuple[Any, Any]] = {}
     calls: dict[str, int] = {}
     order: list[str] = []
@@ -154,7 +160,8 @@ def _trace(
                 None if given is None else tuple(given.shape[1:]),
             )
             calls[path] = calls.get(path, 0) + 1
-            order.append(path)
+            if path not in grafted:
+                order.append(path)
 
         return hook
 
@@ -187,7 +194,7 @@ def _find_classifier(module: nn.Module, order: list[str], classes: int) -> str |
     modules = dict(module.named_modules())
     for path in reversed(order):
         part = modules[path]
-        if isinstance(part, nn.Linear) and part.out_features == classes:
+        if isinstance(part, nn.Linear | Head) and part.out_features == classes:
             return path
     return None
 
@@ -222,8 +229,12 @@ def _token_stages(module: nn.Module, rows: list[ModuleRow]) -> list[str]:
     for path, part in module.named_modules():
         if not isinstance(part, nn.ModuleList | nn.Sequential):
             continue
-        children = [f"{path}.{name}" if path else name for name, _ in part.named_children()]
-        types = {type(child) for child in part.children()}
+        named = {
+            f"{path}.{name}" if path else name: child
+            for name, child in part.named_children()
+            if name not in grafts_of(part)
+        }
+        children, types = list(named), {type(child) for child in named.values()}
         sequences = all(len(output.get(child) or ()) == 2 for child in children)
         if len(types) == 1 and sequences and len(children) > len(best):
             best = children

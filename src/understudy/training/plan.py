@@ -20,6 +20,7 @@ from understudy.methods.wiring import Side, TapShape
 from understudy.models.description import ModelDescription
 from understudy.models.model import Model
 from understudy.models.outputs import call
+from understudy.models.surgery import restored
 from understudy.models.taps import unchanged
 from understudy.training.context import Context
 from understudy.training.distribution import join_world
@@ -216,8 +217,9 @@ def _inspect_arm(
     split = context.splits.teacher_train if arm == TEACHER else context.splits.train
     plans = []
     earlier: Earlier = {}
-    for number, stage in enumerate(stages):
-        with unchanged(student.module):
+    # What a stage grafts is there in the next one, and nothing of it afterwards.
+    with unchanged(student.module), restored(student.module):
+        for number, stage in enumerate(stages):
             run = context.stage_run(
                 stage,
                 student=student,

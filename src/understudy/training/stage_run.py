@@ -17,11 +17,15 @@ from understudy.errors import PreflightError
 from understudy.methods import Method, Ramp
 from understudy.methods.wiring import Side, Wiring
 from understudy.models.model import Model
+from understudy.models.splice import inside_grafts
+from understudy.models.surgery import surgery_of
 from understudy.models.taps import Tapped, find_module, unchanged
 from understudy.tasks.classification import Classification
 from understudy.teachers.live import LiveTeacher
+from understudy.teachers.study import Study
 from understudy.training.averaging import Averaging
 from understudy.training.distribution import World
+from understudy.training.fitting import fit_methods
 from understudy.training.precision import Precision
 from understudy.training.random_state import get_random_state, set_random_state
 from understudy.training.stage import Stage
@@ -59,6 +63,7 @@ class StageRun:
         world: this process among its peers.
         compile: whether to compile the models.
         earlier: method name -> its state at the end of an earlier stage of the same arm.
+        study: what the methods are fitted to; None where no method has a `fit`.
 
     Attributes:
         step: optimiser steps done.
@@ -83,6 +88,7 @@ class StageRun:
         world: World,
         compile: bool = False,
         earlier: Earlier | None = None,
+        study: Study | None = None,
     ) -> None:
         """Wire the methods and build what trains."""
         self.stage, self.loader, self.precision, self._world = stage, loader, precision, world
@@ -96,12 +102,11 @@ class StageRun:
         self._student = student.module
         methods = stage.active_methods
         self._trains_student = any(method.trains_student for method in methods)
-        self._frozen = _freeze(student.module, stage.freeze if self._trains_student else [""])
-        self.averaging = Averaging(stage, student.module)
         self._earlier: Earlier = dict(earlier or {})
         height = _height(example, "student")
         sides = {}
-        if teacher is not None and any(method.needs_teacher for method in methods):
+        runs_teacher = any(method.needs_teacher for method in methods)
+        if teacher is not None and (runs_teacher or any(method.fits for method in methods)):
             sides["teacher"] = Side(
                 "teacher",
                 teacher.module,
@@ -128,6 +133,9 @@ class StageRun:
                 method.to(world.device)
                 method.wire(self.wiring)
                 method.to(world.device)
+        # After wiring, which may have put grafts or another head into the student.
+        self._frozen = _freeze(student.module, stage.freeze if self._trains_student else [""])
+        self.averaging = Averaging(stage, student.module)
         self.teachers = {
             name: LiveTeacher(
                 side.module,
@@ -139,11 +147,15 @@ class StageRun:
                 compile=compile,
             )
             for name, side in sides.items()
+            if runs_teacher
         }
         self.tapped = Tapped(student.module, self.wiring.student.taps, self.wiring.student.copied)
         targets = {name: live.targets for name, live in self.teachers.items()}
         self.module = TrainingStep(self.tapped, methods, targets, task, compile=compile)
         self.example = example
+        self.study = study
+        if study is not None:
+            fit_methods(study, methods, seed, world.device)
         self.ddp: nn.Module = self.module
         if world.size > 1:
             # What follows the student (banks, statistics) is made equal on all processes by the methods themselves.
@@ -214,8 +226,8 @@ class StageRun:
         self.module.train()
         if not self._trains_student:
             self._student.eval()
-        for path in self.stage.freeze:
-            find_module(self._student, path).eval()
+        for part in _frozen_parts(self._student, self.stage.freeze):
+            part.training = False
 
     def clip(self) -> torch.Tensor | None:
         """Clip the gradient norm when the stage asks for it, and return the norm before."""
@@ -248,6 +260,7 @@ class StageRun:
         """Return everything that a checkpoint needs of the stage; no teacher."""
         return {
             "student": self._student.state_dict(),
+            "surgery": surgery_of(self._student),
             "methods": self.module.methods.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -290,6 +303,8 @@ class StageRun:
         """Leave nothing behind: no hook, no gradient, no frozen parameter, no training flag of the teacher."""
         self.loader.close()
         self.tapped.close()
+        if self.study is not None:
+            self.study.close()
         for live in self.teachers.values():
             live.close()
         for parameter in self._frozen:
@@ -307,12 +322,22 @@ class StageRun:
 def _freeze(module: nn.Module, paths: Sequence[str]) -> list[nn.Parameter]:
     """Freeze the parameters of the modules at `paths` ("" is the whole); return those that were trainable before."""
     frozen = []
-    for path in paths:
-        for parameter in (find_module(module, path) if path else module).parameters():
+    for part in _frozen_parts(module, paths):
+        for parameter in part.parameters(recurse=False):
             if parameter.requires_grad:
                 parameter.requires_grad_(False)
                 frozen.append(parameter)
     return frozen
+
+
+def _frozen_parts(module: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
+    """Return the modules at `paths` and below, but for grafts, which are frozen by their own paths only."""
+    found = []
+    for path in paths:
+        top = find_module(module, path) if path else module
+        grafted = inside_grafts(top) if path else ()
+        found += [part for name, part in top.named_modules() if name not in grafted]
+    return found
 
 
 def _height(batch: Batch, role: str) -> int | None:

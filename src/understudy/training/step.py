@@ -62,8 +62,10 @@ class TrainingStep(nn.Module):
             progress: how much of the stage is done, in [0, 1].
             shares: for each method this part's share of the whole batch's valid elements; None for a whole batch.
         """
-        for method in self.active:
-            batch = method.inputs(batch)
+        weights = [method.weight_at(progress) for method in self.active]
+        for method, weight in zip(self.active, weights, strict=True):
+            if weight:
+                batch = method.inputs(batch)
         step = Step(
             batch,
             task=self._task,
@@ -73,7 +75,6 @@ class TrainingStep(nn.Module):
         )
         total: torch.Tensor | None = None
         terms: dict[str, torch.Tensor] = {}
-        weights = [method.weight_at(progress) for method in self.active]
         asked = any(
             weight and method.needs_teacher
             for weight, method in zip(weights, self.active, strict=True)
