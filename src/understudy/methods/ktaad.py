@@ -13,6 +13,7 @@ from torch import nn
 from understudy import objectives
 from understudy.errors import UnderstudyError
 from understudy.methods.method import Method, Step
+from understudy.methods.rows import width_of
 from understudy.methods.wiring import TapShape, Wiring
 
 
@@ -79,7 +80,7 @@ class KTAADTranslator(Method, name="ktaad_translator"):
         """Resolve the tap and size the autoencoder."""
         place = _teacher_map(wiring, self.teacher_tap, self.name)
         self.place = place.name
-        self.autoencoder = Autoencoder(place.width, _code_width(place, self.rate))
+        self.autoencoder = Autoencoder(width_of(place), _code_width(place, self.rate))
 
     def loss(self, step: Step) -> Mapping[str, torch.Tensor]:
         """Return the mean over the samples, of the error and of the code's penalty."""
@@ -126,6 +127,7 @@ class KTAAD(Method, name="ktaad"):
     """
 
     family = "feature"
+    follows = (KTAADTranslator.name,)
 
     def __init__(
         self,
@@ -158,15 +160,15 @@ class KTAAD(Method, name="ktaad"):
         student, _ = wiring.maps([tap], [teacher.name], method=self.name)[0]
         self.places = (student.name, teacher.name)
         code = _code_width(teacher, self.rate)
-        self.encoder = Autoencoder(teacher.width, code).encoder
+        self.encoder = Autoencoder(width_of(teacher), code).encoder
         wiring.take_over(self.encoder, method=KTAADTranslator.name, attribute="autoencoder.encoder")
         self.encoder.eval()
         self.feature_adapter = nn.Sequential(
-            nn.Conv2d(student.width, code, 3, padding=1),
+            nn.Conv2d(width_of(student), code, 3, padding=1),
             nn.BatchNorm2d(code, track_running_stats=False),
             nn.ReLU(),
         )
-        self.affinity_adapter = nn.Conv2d(student.width, code, 3, padding=1)
+        self.affinity_adapter = nn.Conv2d(width_of(student), code, 3, padding=1)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of the adapters; the encoder stays as it was trained, statistics and all."""
@@ -202,7 +204,7 @@ def _check_rate(rate: float) -> None:
 
 
 def _code_width(place: TapShape, rate: float) -> int:
-    return max(1, int(place.width * rate))
+    return max(1, int(width_of(place) * rate))
 
 
 def _teacher_map(wiring: Wiring, tap: str, method: str) -> TapShape:

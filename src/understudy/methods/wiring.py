@@ -34,11 +34,6 @@ class TapShape:
     name: str
     shape: tuple[int, ...]
 
-    @property
-    def width(self) -> int:
-        """Channels of a map (C, H, W), else the last dimension."""
-        return self.shape[0] if len(self.shape) == 3 else self.shape[-1]
-
 
 class Side:
     """One model as the wiring sees it: an example batch through it tells every shape.
