@@ -150,15 +150,20 @@ def bench(
     chosen: Sequence[Method | str],
     kind: str = "image",
     *,
+    before: Sequence[str] | None = None,
     missing: int = 0,
     accumulate: int = 1,
     precision: str = "float32",
     compile: bool = False,
     world: World = ALONE,
 ) -> Bench:
-    """Return the workbench for a stage with these methods; stages that they build on are trained."""
+    """Return the workbench for a stage with these methods; the stages before it are trained.
+
+    Those are the stages with the methods `before`, where given, else with those that the methods build on.
+    """
     made = [methods.get(name)() if isinstance(name, str) else name for name in chosen]
-    before = [name for method in made for name in method.follows]
+    if before is None:
+        before = [name for method in made for name in method.follows]
 
     def stage(name: str, used: Sequence[Method]) -> Stage:
         return Stage(
@@ -246,9 +251,11 @@ def through_file(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     return loaded
 
 
-def trained_with(chosen: Sequence[Method | str], kind: str = "image") -> dict[str, torch.Tensor]:
-    """Return the student's weights after a stage with these methods."""
-    built = bench(chosen, kind)
+def trained_with(
+    chosen: Sequence[Method | str], *, before: Sequence[str] | None = None
+) -> dict[str, torch.Tensor]:
+    """Return the student's weights after a stage with these methods; `before` as for `bench`."""
+    built = bench(chosen, before=before)
     with started(built) as run:
         go(run)
     return snapshot(built.student.module)

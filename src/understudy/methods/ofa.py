@@ -11,7 +11,6 @@ from torch import nn
 from understudy import objectives
 from understudy.errors import ModelError, UnderstudyError
 from understudy.methods.method import Method, Step
-from understudy.methods.rows import width_of
 from understudy.methods.wiring import Side, Taps, TapShape, Wiring
 from understudy.models.exits import MapExit, TokenExit
 
@@ -126,12 +125,12 @@ class OFA(Method, name="ofa"):
 
     def _exit(self, tap: TapShape, taps: list[TapShape], left: int, wiring: Wiring) -> nn.Module:
         """Build the exit from a tap that `left` stages follow."""
-        ours = wiring.student.description.pooled_width or width_of(taps[-1])
+        ours = wiring.student.description.pooled_width or taps[-1].width
         if len(tap.shape) == 3:
             theirs = wiring.teacher.description.pooled_width or ours
             last = min(other.shape[1] for other in _maps(wiring.student, taps))
             halvings = max(0, round(math.log2(tap.shape[1] / last)))
-            return MapExit(width_of(tap), halvings, max(ours, theirs), wiring.classes)
+            return MapExit(tap.width, halvings, max(ours, theirs), wiring.classes)
         if len(tap.shape) != 2 or wiring.student.input_height is None:
             raise UnderstudyError(
                 f"Method 'ofa' has exits for feature maps (C, H, W) and for the tokens (T, D) of an image, but the "

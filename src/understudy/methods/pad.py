@@ -8,7 +8,6 @@ from torch import nn
 from understudy import objectives
 from understudy.errors import UnderstudyError
 from understudy.methods.method import Method, Step
-from understudy.methods.rows import width_of
 from understudy.methods.wiring import Wiring
 
 
@@ -59,16 +58,16 @@ class PAD(Method, name="pad"):
         self.places = (student.name, teacher.name)
         self.teacher_role = wiring.teacher.role
         self.projector: nn.Module = nn.Identity()
-        if width_of(student) != width_of(teacher):
-            self.projector = nn.Linear(width_of(student), width_of(teacher))
-            wiring.notes.append(f"projector {width_of(student)} -> {width_of(teacher)}")
+        if student.width != teacher.width:
+            self.projector = nn.Linear(student.width, teacher.width)
+            wiring.notes.append(f"projector {student.width} -> {teacher.width}")
             if self.name in wiring.earlier:
                 wiring.take_over(self.projector, method=self.name, attribute="projector")
                 self.projector.requires_grad_(True)
         if self.adaptive:
             # No running statistics: the branch is never evaluated, and there is nothing to synchronise.
-            norm = nn.BatchNorm1d(width_of(teacher), track_running_stats=False)
-            self.log_variance = nn.Sequential(nn.Linear(width_of(student), width_of(teacher)), norm)
+            norm = nn.BatchNorm1d(teacher.width, track_running_stats=False)
+            self.log_variance = nn.Sequential(nn.Linear(student.width, teacher.width), norm)
 
     def loss(self, step: Step) -> torch.Tensor:
         """Return the mean over the samples."""

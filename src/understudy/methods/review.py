@@ -8,7 +8,6 @@ from torch import nn
 
 from understudy import objectives
 from understudy.methods.method import Method, Step
-from understudy.methods.rows import width_of
 from understudy.methods.wiring import Taps, Wiring
 
 
@@ -107,9 +106,9 @@ class Review(Method, name="review"):
         self.teacher_role = wiring.teacher.role
         self.embedding = (embedding[0].name, embedding[1].name)
         self.places = [(ours.name, theirs.name) for ours, theirs in reversed(pairs)]
-        width = min(self.max_width, width_of(embedding[0]))
+        width = min(self.max_width, embedding[0].width)
         self.fusions = nn.ModuleList(
-            AttentionFusion(width_of(ours), width, width_of(theirs), gated=number > 0)
+            AttentionFusion(ours.width, width, theirs.width, gated=number > 0)
             for number, (ours, theirs) in enumerate([embedding, *reversed(pairs)])
         )
 

@@ -8,7 +8,6 @@ from torch import nn
 from understudy import objectives
 from understudy.errors import UnderstudyError
 from understudy.methods.method import Method, Step
-from understudy.methods.rows import width_of
 from understudy.methods.wiring import Wiring
 from understudy.objectives.norms import check_power
 
@@ -50,10 +49,10 @@ class SRD(Method, name="srd"):
         student, teacher = wiring.embeddings(self.student_tap, self.teacher_tap)
         self.places = (student.name, teacher.name)
         self.teacher_role = wiring.teacher.role
-        self.projector = nn.Linear(width_of(student), width_of(teacher))
-        wiring.notes.append(f"projector {width_of(student)} -> {width_of(teacher)}")
-        self.student_norm = _norm(width_of(teacher))
-        self.teacher_norm = _norm(width_of(teacher))
+        self.projector = nn.Linear(student.width, teacher.width)
+        wiring.notes.append(f"projector {student.width} -> {teacher.width}")
+        self.student_norm = _norm(teacher.width)
+        self.teacher_norm = _norm(teacher.width)
 
     def loss(self, step: Step) -> torch.Tensor:
         """Return the logarithm of the batch's sum."""

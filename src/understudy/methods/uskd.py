@@ -10,7 +10,6 @@ from torch import nn
 from understudy import objectives
 from understudy.errors import UnderstudyError
 from understudy.methods.method import Method, Step
-from understudy.methods.rows import width_of
 from understudy.methods.wiring import Wiring
 from understudy.objectives.shapes import check_choice
 
@@ -80,7 +79,7 @@ class USKD(Method, name="uskd"):
             wiring.notes.append(f"weak head on student '{tap}'")
         place = wiring.student.tap(tap)
         self.place = place.name
-        self.weak = nn.Linear(width_of(place), wiring.classes)
+        self.weak = nn.Linear(place.width, wiring.classes)
 
     def loss(self, step: Step) -> torch.Tensor:
         """Return the mean over the labelled samples."""

@@ -66,6 +66,11 @@ class Rebuildable(nn.Module):
                 ) from error
         return found
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return `{"name": ..., "keywords": ...}`, from which `remake` makes it again; equal for what is made alike."""
+        return {"name": self.registered_name(), "keywords": self.keywords}
+
 
 R = TypeVar("R", bound=Rebuildable)
 

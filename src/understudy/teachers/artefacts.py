@@ -142,12 +142,14 @@ class Artefacts:
             raise UnderstudyError(f"{self.path(key)} cannot be written: {error}.") from error
 
     def difference(self, key: Key) -> str | None:
-        """Tell what the nearest artefact of the same kind was made from otherwise; None when there is none."""
+        """Tell from what else the nearest artefact of the same kind and settings was made; None when there is none."""
         best: list[str] | None = None
         for path in sorted(self.folder.glob(f"{key.kind}-*/{MANIFEST}")):
             try:
                 parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
             except (OSError, ValueError, KeyError):
+                continue
+            if parts.get("fit") != key.parts["fit"]:
                 continue
             found = list(_differences(parts, dict(key.parts)))
             if found and (best is None or len(found) < len(best)):
@@ -199,6 +201,9 @@ def _differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
         for name in sorted({*before, *now}):
             inner = f"{place}.{name}" if place else name
             yield from _differences(before.get(name), now.get(name), inner)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for number, pair in enumerate(zip(before, now, strict=True)):
+            yield from _differences(*pair, f"{place}.{number}")
     elif before != now:
         yield f"{place}: {_short(before)} there, {_short(now)} here"
 

@@ -146,9 +146,12 @@ class Features(Statistic):
             values: [N].
         """
         order = split_ids.argsort()
-        if not torch.equal(split_ids[order], self.ids):
-            raise DataError("The values are not of the samples that the features are of.")
-        return values[order].repeat_interleave(self.rows_per_sample)
+        places = torch.searchsorted(split_ids[order], self.ids).clamp_max(len(order) - 1)
+        found = order[places]
+        wrong = split_ids[found] != self.ids
+        if bool(wrong.any()):
+            raise DataError(f"There is no value for sample {int(self.ids[wrong][0])}.")
+        return values[found].repeat_interleave(self.rows_per_sample)
 
     def rows_for(self, index: torch.Tensor) -> torch.Tensor:
         """Return what was read for samples, joined by id.
@@ -162,8 +165,9 @@ class Features(Statistic):
         Raises:
             DataError: there is no row for an id, which is named.
         """
+        rows = self._open()[1]
         places = self._places(index.cpu().numpy())
-        values = torch.from_numpy(np.array(self._open()[1][places], dtype=np.float32))
+        values = torch.from_numpy(np.array(rows[places], dtype=np.float32))
         if values.dim() == 4:
             values = values.permute(0, 3, 1, 2).contiguous()
         return values.to(index.device)

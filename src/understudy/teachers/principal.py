@@ -81,10 +81,10 @@ def principal(
         )
     kept = rank if count is None else count
     basis = vectors[:, :kept]
-    return Principal(mean, basis * _signs(basis), values[:kept], rank, float(values.sum()))
+    return Principal(mean, basis * signs(basis), values[:kept], rank, float(values.sum()))
 
 
-def _signs(basis: torch.Tensor) -> torch.Tensor:
+def signs(basis: torch.Tensor) -> torch.Tensor:
     """Return +-1 for each column [K]: the sign of its first component that is as large as any, up to rounding."""
     size = basis.abs()
     first = (size >= size.amax(dim=0, keepdim=True) * (1 - TIE)).to(torch.uint8).argmax(dim=0)
