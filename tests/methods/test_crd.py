@@ -273,6 +273,8 @@ def test_a_bank_needs_samples_of_two_classes_and_a_run() -> None:
         ({"dimensions": 0}, "dimensions is 0; it must be at least 1"),
         ({"negatives": 0}, "negatives is 0; it must be at least 1"),
         ({"temperature": 0.0}, "temperature is 0.0; it must be greater than 0"),
+        ({"bank": "memroy"}, "bank is 'memroy'; it must be one of 'memory', 'batch'"),
+        ({"negatives_from": "all"}, "negatives_from is 'all'; it must be one of"),
         ({"momentum": 1.0}, r"momentum is 1.0; it must be in \[0, 1\)"),
     ],
 )

@@ -313,6 +313,7 @@ def test_ickd_refuses_what_is_no_map() -> None:
         (RKD, {"distance": -1.0}, "distance is -1.0 and angle 50.0; both must be at least 0"),
         (RKD, {"distance": 0.0, "angle": 0.0}, "one greater than 0"),
         (CCKD, {"dimensions": 0}, "dimensions is 0; it must be at least 1"),
+        (CCKD, {"kernel": "rbf"}, "kernel is 'rbf'; it must be one of 'gaussian', 'bilinear'"),
         (CCKD, {"gamma": 0.0}, "gamma is 0.0; it must be greater than 0"),
         (CCKD, {"order": 0}, "order is 0; it must be at least 1"),
         (ICKD, {"kernel": 2}, "kernel is 2; it must be 1 or 3"),
