@@ -147,8 +147,10 @@ CASES = {
     "tf_kd virtual, official": Case(
         TfKD("virtual", temperature=40.0, official=True), virtual_in_code
     ),
-    "skd": Case(SKD(instance=2.0, direction=0.5), streamlined, mask_only=True),
-    "skd, official": Case(SKD(official=True), streamlined_in_code, mask_only=True),
+    "skd": Case(SKD(), streamlined_in_code, mask_only=True),
+    "skd, not official": Case(
+        SKD(instance=2.0, direction=0.5, official=False), streamlined, mask_only=True
+    ),
 }
 
 

@@ -39,6 +39,21 @@ def test_rows_are_joined_by_id_and_maps_keep_their_shape(tmp_path: Path) -> None
         maps.rows_for(torch.tensor([int(index[0]), 123_456]))
 
 
+def test_rows_can_be_kept_on_a_device(tmp_path: Path) -> None:
+    made = study(tmp_path)
+    maps, kept = Features("norm"), Features("norm")
+    made.collect(maps, kept)
+    kept.keep_on(torch.device("cpu"))
+    index = made.split.ids[torch.randperm(COUNT)[:9]]
+    assert torch.equal(kept.rows_for(index), maps.rows_for(index))
+    found = kept.rows_for(torch.tensor([int(index[0]), 123_456]))
+    assert torch.equal(found[0], maps.rows_for(index)[0]) and found[1].isnan().all()
+    example = Features("norm")
+    study(None).collect(example)
+    example.keep_on(torch.device("cpu"))
+    assert example.rows_for(torch.tensor([1, 123_456])).isfinite().all()
+
+
 def test_rows_of_maps_are_their_places_sample_by_sample(tmp_path: Path) -> None:
     made = study(tmp_path)
     maps = Features("norm")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from toy import TOY_FILE, Coordinates, experiment, model
+from toy import TOY_FILE, Coordinates, experiment, model, start
 
 from understudy.cli.planning import show_plan
 from understudy.data.batch import Batch
@@ -75,7 +75,7 @@ def given(stages: list[dict[str, Any]] | None = None, **settings: Any) -> Experi
 
 
 def test_a_pass_serves_all_seeds_arms_and_runs(tmp_path: Path) -> None:
-    arms = {"pca": [STAGE], "again": [STAGE]}
+    arms = {"pca": [{**STAGE, "epochs": 1}], "again": [{**STAGE, "epochs": 1}]}
     run(experiment(arms, seeds=(0, 1), teacher_epochs=1), tmp_path / "one")
     fits = lines(tmp_path / "one", "fit")
     assert [(line["arm"], line["seed"]) for line in fits] == [
@@ -93,7 +93,7 @@ def test_a_pass_serves_all_seeds_arms_and_runs(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / ".fitted", tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / ".fitted")
     cache = str(tmp_path / "elsewhere")
-    run(experiment({"pca": [STAGE]}, teacher_epochs=1, cache=cache), tmp_path / "two")
+    run(experiment({"pca": arms["pca"]}, teacher_epochs=1, cache=cache), tmp_path / "two")
     (fit,) = lines(tmp_path / "two", "fit")
     assert all(note["found"] for note in fit["fitted"]) and not (tmp_path / ".fitted").exists()
     assert equal(student(tmp_path / "one"), student(tmp_path / "two"))
@@ -221,19 +221,18 @@ def test_two_gloo_processes_fit_alike(tmp_path: Path) -> None:
         "log_every": 1,
         "teacher_epochs": 1,
     }
-    for ranks in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc-per-node={ranks}", str(TOY_FILE)]
-        command += [str(tmp_path / str(ranks) / "r"), "fresh", json.dumps(options)]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+    start(tmp_path / "1" / "r", False, options)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(TOY_FILE), str(tmp_path / "2" / "r"), "fresh", json.dumps(options)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     one, two = (lines(tmp_path / str(ranks) / "r", "step") for ranks in (1, 2))
     assert len(one) == len(two)
     for first, second in zip(one, two, strict=True):

@@ -54,6 +54,7 @@ class SSKD(Method, name="sskd"):
     """
 
     family = "self-supervision"
+    follows = ("sskd_head",)
 
     def __init__(
         self,

@@ -131,19 +131,15 @@ def describe(
         input_height: height of the input image, from which strides follow.
 
     Stages are what the model itself names (`tap_stages()`), else the last module at each spatial
-    resolution of a network with maps,
-    else the repeated blocks of a network with tokens.
+    resolution of a network with maps, else the repeated blocks of a network with tokens. A vision transformer, whose
+    only map is that of its patches, is a network with tokens.
     """
     module = unwrap(module)
     rows, order, logits = _trace(module, run)
     classifier = _find_classifier(module, order, logits.shape[-1])
     named = getattr(module, "tap_stages", None)
-    if callable(named):
-        paths = [str(path) for path in named()]
-    else:
-        paths = (
-            _map_stages(rows, order) or _token_stages(module, rows) or _vector_stages(module, order)
-        )
+    own = [str(path) for path in named()] if callable(named) else None
+    paths = _find_stages(module, rows, order) if own is None else own
     by_path = {row.path: row for row in rows}
     stages = []
     for path in paths:
@@ -232,6 +228,17 @@ def _find_classifier(module: nn.Module, order: list[str], classes: int) -> str |
         if isinstance(part, nn.Linear | Head) and part.out_features == classes:
             return path
     return None
+
+
+def _find_stages(module: nn.Module, rows: list[ModuleRow], order: list[str]) -> list[str]:
+    """Return the paths of the stages of a model that does not name them."""
+    blocks = _token_stages(module, rows)
+    # What has four dimensions inside of a block of tokens is split by heads: no map.
+    outside = [path for path in order if not any(path.startswith(f"{b}.") for b in blocks)]
+    maps = _map_stages(rows, outside)
+    if len(blocks) > 1 and len(maps) <= 1:
+        return blocks
+    return maps or blocks or _vector_stages(module, order)
 
 
 def _map_stages(rows: list[ModuleRow], order: list[str]) -> list[str]:

@@ -41,6 +41,7 @@ class Features(Statistic):
         self._wanted: np.ndarray[Any, Any] | None = None
         self._ids: np.ndarray[Any, Any] | None = None
         self._rows: np.ndarray[Any, Any] | None = None
+        self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def readings(self) -> tuple[Reading, ...]:
@@ -153,6 +154,12 @@ class Features(Statistic):
             raise DataError(f"There is no value for sample {int(self.ids[wrong][0])}.")
         return values[found].repeat_interleave(self.rows_per_sample)
 
+    def keep_on(self, device: torch.device) -> None:
+        """Copy everything to a device, so that `rows_for` needs no other memory and waits for nothing there."""
+        ids, rows = self._open()
+        values = torch.from_numpy(np.array(rows, dtype=np.float32))
+        self._kept = (torch.from_numpy(ids.copy()).to(device), values.to(device))
+
     def rows_for(self, index: torch.Tensor) -> torch.Tensor:
         """Return what was read for samples, joined by id.
 
@@ -163,14 +170,25 @@ class Features(Statistic):
             float32 [B, D], [B, C, H, W] or [B, T, D] on the device of `index`.
 
         Raises:
-            DataError: there is no row for an id, which is named.
+            DataError: there is no row for an id, which is named. After `keep_on` its values are NaN instead, since
+                looking would make the device wait; the loss then is not finite, which a run refuses with the ids.
         """
+        if self._kept is not None and self._kept[0].device == index.device:
+            return _as_maps(self._kept_rows(*self._kept, index))
         rows = self._open()[1]
         places = self._places(index.cpu().numpy())
         values = torch.from_numpy(np.array(rows[places], dtype=np.float32))
-        if values.dim() == 4:
-            values = values.permute(0, 3, 1, 2).contiguous()
-        return values.to(index.device)
+        return _as_maps(values).to(index.device)
+
+    def _kept_rows(
+        self, ids: torch.Tensor, rows: torch.Tensor, index: torch.Tensor
+    ) -> torch.Tensor:
+        places = torch.searchsorted(ids, index).clamp_max(len(ids) - 1)
+        values = rows[places]
+        if self.provisional:
+            return values
+        found = (ids[places] == index).view(-1, *[1] * (values.dim() - 1))
+        return torch.where(found, values, torch.nan)
 
     def _places(self, index: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         assert self._ids is not None
@@ -192,3 +210,8 @@ class Features(Statistic):
                 f"The features of '{self.reading.tap}' are empty; give them to `study.collect` first."
             )
         return self._ids, self._rows
+
+
+def _as_maps(values: torch.Tensor) -> torch.Tensor:
+    """Return [B, H, W, C] as [B, C, H, W]; anything else as it is."""
+    return values.permute(0, 3, 1, 2).contiguous() if values.dim() == 4 else values

@@ -137,11 +137,13 @@ class Study:
             self._as_provisional()._collect_example(rest, view)
         if wanted:
             begun = time.monotonic()
+            # The same statistic twice is collected once.
+            once = {keys[number].name: number for number in wanted}.values()
             self.together.do(
                 lambda: collect(
                     self._pass(view, None),
-                    [statistics[number] for number in wanted],
-                    [keys[number] for number in wanted],
+                    [statistics[number] for number in once],
+                    [keys[number] for number in once],
                     self._artefacts,
                     what=f"Fitting {self.method}",
                     tick=self.together.tick,
