@@ -38,6 +38,7 @@ class FT(Method, name="ft"):
 
     family = "feature"
     follows = ("ft_paraphraser",)
+    follows = ("ft_paraphraser",)
 
     def __init__(
         self,

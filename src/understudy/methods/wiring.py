@@ -34,6 +34,11 @@ class TapShape:
     name: str
     shape: tuple[int, ...]
 
+    @property
+    def width(self) -> int:
+        """Channels of a map (C, H, W), else the last dimension."""
+        return self.shape[0] if len(self.shape) == 3 else self.shape[-1]
+
 
 class Side:
     """One model as the wiring sees it: an example batch through it tells every shape.
@@ -79,6 +84,8 @@ class Side:
             UnderstudyError: a tap that was asked for has another shape now.
         """
         self.__dict__.pop("description", None)
+        if not self.taps:
+            return
         tensors, self.copied = self._probe(self.taps)
         for name, tap in self.taps.items():
             shape = tuple(tensors[name].shape[1:])
@@ -151,6 +158,17 @@ class Wiring:
                 f"A method asks for the teacher, but this stage has {len(self.teachers)} teachers."
             )
         return next(iter(self.teachers.values()))
+
+    def check_classes(self, least: int, *, method: str) -> None:
+        """Refuse data with fewer classes than a method can work with.
+
+        Raises:
+            UnderstudyError: there are fewer.
+        """
+        if self.classes < least:
+            raise UnderstudyError(
+                f"Method '{method}' needs at least {least} classes, and the data has {self.classes}."
+            )
 
     def stage_pairs(self) -> list[tuple[StageDescription, StageDescription]]:
         """Return (student stage, teacher stage) pairs, paired by stride or depth."""
@@ -389,6 +407,19 @@ class Wiring:
         placed = replace_head(self.student, factory, self._claimed)
         self._note("head", placed.path, placed)
         return placed
+
+    def check_owner(self, method: nn.Module) -> None:
+        """Check that a method did not make a graft or a head its own, which would count and save it twice.
+
+        Raises:
+            UnderstudyError: it did.
+        """
+        for name, part in method.named_modules():
+            if part in self._claimed:
+                raise UnderstudyError(
+                    f"{type(method).__name__} keeps the student's {type(part).__name__} as its own module '{name}'. "
+                    "Keep what `wiring.graft` or `wiring.head` returned, and read its `module`."
+                )
 
     def _note(self, kind: str, path: str, placed: Placed[Any]) -> None:
         count = sum(parameter.numel() for parameter in placed.module.parameters())

@@ -131,19 +131,15 @@ def describe(
         input_height: height of the input image, from which strides follow.
 
     Stages are what the model itself names (`tap_stages()`), else the last module at each spatial
-    resolution of a network with maps,
-    else the repeated blocks of a network with tokens.
+    resolution of a network with maps, else the repeated blocks of a network with tokens. A vision transformer, whose
+    only map is that of its patches, is a network with tokens.
     """
     module = unwrap(module)
     rows, order, logits = _trace(module, run)
     classifier = _find_classifier(module, order, logits.shape[-1])
     named = getattr(module, "tap_stages", None)
-    if callable(named):
-        paths = [str(path) for path in named()]
-    else:
-        paths = (
-            _map_stages(rows, order) or _token_stages(module, rows) or _vector_stages(module, order)
-        )
+    own = [str(path) for path in named()] if callable(named) else None
+    paths = _find_stages(module, rows, order) if own is None else own
     by_path = {row.path: row for row in rows}
     stages = []
     for path in paths:
@@ -172,9 +168,10 @@ def _trace(
 ) -> tuple[list[ModuleRow], list[str], torch.Tensor]:
     """Run once with a hook on every module; return rows in definition order and paths in order of completion.
 
-    Grafts have rows, for they can be tapped, but are left out of the order: stages and classifier are the model's own.
+    Grafts and the parts of heads have rows, for they can be tapped, but are left out of the order, from which the
+    model's own stages and its classifier follow.
     """
-    grafted = inside_grafts(module)
+    added = inside_grafts(module) | _inside_heads(module)
     shapes: dict[str, tuple[Any, Any]] = {}
     calls: dict[str, int] = {}
     order: list[str] = []
@@ -189,7 +186,7 @@ def _trace(
                 None if given is None else tuple(given.shape[1:]),
             )
             calls[path] = calls.get(path, 0) + 1
-            if path not in grafted:
+            if path not in added:
                 order.append(path)
 
         return hook
@@ -219,6 +216,11 @@ def _trace(
     return rows, order, logits
 
 
+def _inside_heads(module: nn.Module) -> set[str]:
+    tops = [path for path, part in module.named_modules() if isinstance(part, Head)]
+    return {p for p, _ in module.named_modules() if any(p.startswith(f"{top}.") for top in tops)}
+
+
 def _find_classifier(module: nn.Module, order: list[str], classes: int) -> str | None:
     modules = dict(module.named_modules())
     for path in reversed(order):
@@ -226,6 +228,17 @@ def _find_classifier(module: nn.Module, order: list[str], classes: int) -> str |
         if isinstance(part, nn.Linear | Head) and part.out_features == classes:
             return path
     return None
+
+
+def _find_stages(module: nn.Module, rows: list[ModuleRow], order: list[str]) -> list[str]:
+    """Return the paths of the stages of a model that does not name them."""
+    blocks = _token_stages(module, rows)
+    # What has four dimensions inside of a block of tokens is split by heads: no map.
+    outside = [path for path in order if not any(path.startswith(f"{b}.") for b in blocks)]
+    maps = _map_stages(rows, outside)
+    if len(blocks) > 1 and len(maps) <= 1:
+        return blocks
+    return maps or blocks or _vector_stages(module, order)
 
 
 def _map_stages(rows: list[ModuleRow], order: list[str]) -> list[str]:
@@ -262,7 +275,8 @@ def _token_stages(module: nn.Module, rows: list[ModuleRow]) -> list[str]:
 def _vector_stages(module: nn.Module, order: list[str]) -> list[str]:
     """Return the linear layers of a network of vectors but for the last."""
     modules = dict(module.named_modules())
-    linear = [path for path in dict.fromkeys(order) if isinstance(modules[path], nn.Linear)]
+    kinds = nn.Linear | Head
+    linear = [path for path in dict.fromkeys(order) if isinstance(modules[path], kinds)]
     return linear[:-1]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +43,7 @@ class Features(Statistic):
         self._wanted: np.ndarray[Any, Any] | None = None
         self._ids: np.ndarray[Any, Any] | None = None
         self._rows: np.ndarray[Any, Any] | None = None
+        self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def readings(self) -> tuple[Reading, ...]:
@@ -81,12 +84,8 @@ class Features(Statistic):
         part = values.cpu().numpy()
         assert self._folder is not None and self._ids is not None
         if self._rows is None:
-            self._rows = np.lib.format.open_memmap(
-                self._folder / ROWS,
-                mode="w+",
-                dtype=np.dtype(self.dtype),
-                shape=(len(self._ids), *part.shape[1:]),
-            )
+            shape = (len(self._ids), *part.shape[1:])
+            self._rows = _reserved(self._folder / ROWS, np.dtype(self.dtype), shape)
         if part.shape[1:] != self._rows.shape[1:]:
             raise DataError(
                 f"The teacher's tap '{self.reading.tap}' gave {part.shape[1:]} for sample {int(seen.batch.index[0])} "
@@ -146,9 +145,18 @@ class Features(Statistic):
             values: [N].
         """
         order = split_ids.argsort()
-        if not torch.equal(split_ids[order], self.ids):
-            raise DataError("The values are not of the samples that the features are of.")
-        return values[order].repeat_interleave(self.rows_per_sample)
+        places = torch.searchsorted(split_ids[order], self.ids).clamp_max(len(order) - 1)
+        found = order[places]
+        wrong = split_ids[found] != self.ids
+        if bool(wrong.any()):
+            raise DataError(f"There is no value for sample {int(self.ids[wrong][0])}.")
+        return values[found].repeat_interleave(self.rows_per_sample)
+
+    def keep_on(self, device: torch.device) -> None:
+        """Copy everything to a device, so that `rows_for` needs no other memory and waits for nothing there."""
+        ids, rows = self._open()
+        values = torch.from_numpy(np.array(rows, dtype=np.float32))
+        self._kept = (torch.from_numpy(ids.copy()).to(device), values.to(device))
 
     def rows_for(self, index: torch.Tensor) -> torch.Tensor:
         """Return what was read for samples, joined by id.
@@ -160,13 +168,25 @@ class Features(Statistic):
             float32 [B, D], [B, C, H, W] or [B, T, D] on the device of `index`.
 
         Raises:
-            DataError: there is no row for an id, which is named.
+            DataError: there is no row for an id, which is named. After `keep_on` its values are NaN instead, since
+                looking would make the device wait; the loss then is not finite, which a run refuses with the ids.
         """
+        if self._kept is not None and self._kept[0].device == index.device:
+            return _as_maps(self._kept_rows(*self._kept, index))
+        rows = self._open()[1]
         places = self._places(index.cpu().numpy())
-        values = torch.from_numpy(np.array(self._open()[1][places], dtype=np.float32))
-        if values.dim() == 4:
-            values = values.permute(0, 3, 1, 2).contiguous()
-        return values.to(index.device)
+        values = torch.from_numpy(np.array(rows[places], dtype=np.float32))
+        return _as_maps(values).to(index.device)
+
+    def _kept_rows(
+        self, ids: torch.Tensor, rows: torch.Tensor, index: torch.Tensor
+    ) -> torch.Tensor:
+        places = torch.searchsorted(ids, index).clamp_max(len(ids) - 1)
+        values = rows[places]
+        if self.provisional:
+            return values
+        found = (ids[places] == index).view(-1, *[1] * (values.dim() - 1))
+        return torch.where(found, values, torch.nan)
 
     def _places(self, index: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         assert self._ids is not None
@@ -188,3 +208,24 @@ class Features(Statistic):
                 f"The features of '{self.reading.tap}' are empty; give them to `study.collect` first."
             )
         return self._ids, self._rows
+
+
+def _reserved(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Make an array on disk with all of its space, since a disk that is full later would kill the process."""
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise UnderstudyError(
+            f"Features of {shape[0]} samples need {size / 1e9:.1f} GB in {path.parent.parent}, where "
+            f"{free / 1e9:.1f} GB are free. Read less (`form`, `pool`, float16), or name another `cache`."
+        )
+    rows = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return rows
+
+
+def _as_maps(values: torch.Tensor) -> torch.Tensor:
+    """Return [B, H, W, C] as [B, C, H, W]; anything else as it is."""
+    return values.permute(0, 3, 1, 2).contiguous() if values.dim() == 4 else values

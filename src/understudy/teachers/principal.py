@@ -72,6 +72,8 @@ def principal(
         raise DataError(
             f"{count} principal directions of {what} were asked for; it has {width} dimensions."
         )
+    if rows == 0 and not provisional:
+        raise DataError(f"There are no rows of {what}, so it has no principal direction.")
     if rank == 0 and not provisional:
         raise DataError(f"All {rows} rows of {what} are equal, so it has no principal direction.")
     if count is not None and count > rank and not provisional:
@@ -81,10 +83,10 @@ def principal(
         )
     kept = rank if count is None else count
     basis = vectors[:, :kept]
-    return Principal(mean, basis * _signs(basis), values[:kept], rank, float(values.sum()))
+    return Principal(mean, basis * signs(basis), values[:kept], rank, float(values.sum()))
 
 
-def _signs(basis: torch.Tensor) -> torch.Tensor:
+def signs(basis: torch.Tensor) -> torch.Tensor:
     """Return +-1 for each column [K]: the sign of its first component that is as large as any, up to rounding."""
     size = basis.abs()
     first = (size >= size.amax(dim=0, keepdim=True) * (1 - TIE)).to(torch.uint8).argmax(dim=0)

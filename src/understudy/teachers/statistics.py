@@ -19,6 +19,7 @@ CHUNK = 32_768
 """Rows that are converted to float64 at a time."""
 
 By = Literal["labels", "teacher"]
+Spread = Literal["each", "pooled", "none"]
 
 
 class Statistic(ABC):
@@ -98,7 +99,8 @@ class _Accumulated(Statistic):
 
     def load(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:
         """Take over the sums."""
-        self._sums = dict(state)
+        # Copied to aligned memory, on which the last bit of a product can depend.
+        self._sums = {name: value.clone() for name, value in state.items()}
 
     @property
     def _known(self) -> dict[str, torch.Tensor]:
@@ -177,18 +179,23 @@ class ClassMoments(_Accumulated):
         reading: what is read.
         by: "labels" for the labels that may be seen (samples without one are left out), "teacher" for the class that
             the teacher's logits put first.
-        covariance: whether to keep covariances; without, memory is C x D instead of C x D x D.
+        covariance: "each" keeps one of each class (C x D x D numbers), "pooled" one of the distances from the class
+            means over all classes (D x D), "none" only the means (C x D).
     """
 
     kind = "class_moments"
 
     def __init__(
-        self, reading: Reading | str, *, by: By = "labels", covariance: bool = True
+        self, reading: Reading | str, *, by: By = "labels", covariance: Spread = "each"
     ) -> None:
         super().__init__(reading)
         if by not in ("labels", "teacher"):
             raise UnderstudyError(f"classes are told by 'labels' or by 'teacher', not by '{by}'.")
-        self.by, self._with_covariance = by, covariance
+        if covariance not in ("each", "pooled", "none"):
+            raise UnderstudyError(
+                f"covariance is '{covariance}'; it must be 'each', 'pooled' or 'none'."
+            )
+        self.by, self.spread = by, covariance
         self.uses_labels = by == "labels"
         self._logits = Reading(LOGITS, teacher=self.reading.teacher)
 
@@ -199,20 +206,26 @@ class ClassMoments(_Accumulated):
 
     def config(self) -> dict[str, Any]:
         """Return the reading and how classes are told."""
-        return {**super().config(), "by": self.by, "covariance": self._with_covariance}
+        return {**super().config(), "by": self.by, "covariance": self.spread}
 
     def update(self, seen: Seen) -> None:
         """Take one batch in."""
         rows, owners = seen.rows(self.reading)
         classes, width = seen.classes, rows.shape[1]
         shapes: dict[str, tuple[int, ...]] = {"count": (classes,), "mean": (classes, width)}
-        if self._with_covariance:
-            shapes["scatter"] = (classes, width, width)
+        if self.spread != "none":
+            shapes["scatter"] = (*shapes["count"], width, width)[self.spread == "pooled" :]
         sums = self._ready(rows, **shapes)
         told = self._classes_of(seen)[owners]
         for number in told.unique().tolist():
-            if number != UNLABELLED:
-                merge({name: value[number] for name, value in sums.items()}, rows[told == number])
+            if number == UNLABELLED:
+                continue
+            own = {name: sums[name][number] for name in ("count", "mean")}
+            if self.spread != "none":
+                own["scatter"] = (
+                    sums["scatter"][number] if self.spread == "each" else sums["scatter"]
+                )
+            merge(own, rows[told == number])
 
     def _classes_of(self, seen: Seen) -> torch.Tensor:
         """Return int64 [B], the class of each sample; -1 for none."""
@@ -239,11 +252,12 @@ class ClassMoments(_Accumulated):
 
     @property
     def covariance(self) -> torch.Tensor:
-        """Covariance of each class's rows with the divisor N, float64 [C, D, D]."""
+        """Covariance of each class's rows with the divisor N, float64 [C, D, D]; [D, D] when they are pooled."""
         known = self._known
-        if "scatter" not in known:
+        if self.spread == "none":
             raise UnderstudyError("These class moments were collected without covariances.")
-        return (known["scatter"] / known["count"].clamp_min(1.0)[:, None, None]).cpu()
+        count = known["count"].sum() if self.spread == "pooled" else known["count"][:, None, None]
+        return (known["scatter"] / count.clamp_min(1.0)).cpu()
 
     def principal(
         self, count: int | None = None, *, names: tuple[str, ...] | None = None
@@ -254,6 +268,8 @@ class ClassMoments(_Accumulated):
             count: how many; None for all that have any variance.
             names: class names, for errors.
         """
+        if self.spread != "each":
+            raise UnderstudyError("Principal directions of classes need the covariance of 'each'.")
         means, covariances, counts = self.mean, self.covariance, self.count.tolist()
         return [
             principal(

@@ -1,9 +1,7 @@
-"""What `Method.fit` sees: the teachers, the training samples, and one pass of the former over the latter."""
+"""What `Method.fit` sees: the teachers, the training samples, and passes of the former over the latter."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,18 +17,20 @@ from understudy import seeding
 from understudy.data.batch import Batch
 from understudy.data.source import Split
 from understudy.data.views import Views
-from understudy.models.model import Model, fingerprint
+from understudy.errors import UnderstudyError
+from understudy.models.model import Model
 from understudy.models.outputs import Outputs
 from understudy.tasks.classification import Classification
 from understudy.teachers.artefacts import Artefacts, Key
+from understudy.teachers.clustering import Backend, kmeans, resolve
+from understudy.teachers.collecting import collect, collect_example
 from understudy.teachers.features import Features
-from understudy.teachers.passes import Pass, Progress
-from understudy.teachers.readings import Reading, Seen, only
-from understudy.teachers.snapshots import Snapshots
+from understudy.teachers.keys import Identity
+from understudy.teachers.passes import Pass
+from understudy.teachers.readings import Reading, only
 from understudy.teachers.statistics import Statistic
-from understudy.teachers.together import Alone, Peers, Together
+from understudy.teachers.together import Alone, Together
 
-logger = logging.getLogger("understudy")
 EXAMPLE = 8
 """Samples that a provisional study sees, at most."""
 Mode = Literal["real", "provisional", "restoring"]
@@ -38,15 +38,15 @@ Mode = Literal["real", "provisional", "restoring"]
 
 @dataclass
 class Note:
-    """What a fit does or would do, for the plan and the log.
+    """What was fitted, or would be.
 
     Attributes:
         method: which method.
         what: what it fits.
-        samples: samples that a teacher has to be run on; 0 without a pass.
+        samples: samples that a teacher has to be run on; 0 without a pass of its own.
         size: bytes on disk.
         seconds: measured or expected time; None when not known.
-        found: whether it was found in the cache.
+        found: whether it was in the cache.
     """
 
     method: str
@@ -65,12 +65,18 @@ class Study:
         split: the stage's training samples with the labels that may be seen.
         teachers: teacher name -> model.
         classes: class names in label order.
+        task: what a batch means.
         device: where models run.
-        mode: "real"; "provisional" when only an example is seen, as in a plan: what is collected has the right shapes
-            and values that mean nothing; "restoring" when parameters and buffers come from a checkpoint: what is in
-            the cache is read, features are collected if need be, everything else is provisional.
+        views: the run's transforms.
+        folder: the cache; None for none, which only a provisional study may have.
+        mode: "real"; "provisional" when only an example is seen, as in a plan; "restoring" when parameters and buffers
+            come from a checkpoint: what is in the cache is read, features are collected, the rest is provisional.
+        batch_size: samples in a batch of a pass.
+        workers: processes that read data.
+        together: this process among those of the run.
+        measure: whether a provisional study looks at a whole batch and measures what the real one would cost.
         method: name of the method that is fitted.
-        seed: the method's seed, for what it draws (see `stream`).
+        seed: the method's seed; `stream` draws from it.
         notes: what was fitted.
     """
 
@@ -84,19 +90,12 @@ class Study:
     mode: Mode = "provisional"
     batch_size: int = 256
     workers: int | Literal["auto"] = 0
-    peers: Peers = field(default_factory=Alone)
-    stop: Callable[[], None] = lambda: None
+    together: Together = field(default_factory=lambda: Together(Alone(), lambda: None))
+    measure: bool = False
     method: str = "method"
     seed: int = 0
-    measure: bool = False
     notes: list[Note] = field(default_factory=list)
-    together: Together | None = None
-    _scratch: list[tempfile.TemporaryDirectory[str]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Begin without an exchange."""
-        if self.together is None:
-            self.together = Together(self.peers, self.stop)
+    _scratch: list[tempfile.TemporaryDirectory[str]] = field(default_factory=list, repr=False)
 
     @property
     def provisional(self) -> bool:
@@ -115,33 +114,50 @@ class Study:
         """Fill statistics and features from one pass of the teachers over the training samples.
 
         What was collected before from the same teacher, samples, view and settings is read from the cache, and a pass
-        that was interrupted goes on. Under several processes the first one collects.
+        that was interrupted goes on. Under several processes the first one collects and all read what it wrote.
 
         Args:
             statistics: what is to be filled.
             view: which view of the run's transforms is seen; None for the samples as they are.
         """
-        keys = {number: self._key(statistic, view) for number, statistic in enumerate(statistics)}
+        if not statistics:
+            return
         if self.mode == "provisional":
             self._collect_example(statistics, view)
             return
-        artefacts = Artefacts(self._cache)
-        missing = [number for number, key in keys.items() if self._lacks(key)]
-        if self.mode == "restoring":
-            wanted = [number for number in missing if isinstance(statistics[number], Features)]
-            rest = [statistics[number] for number in missing if number not in wanted]
-            self.as_provisional()._collect_example(rest, view)
-        else:
-            wanted, rest = missing, []
-        if wanted:
-            self._together.do(
-                lambda: self._run([statistics[n] for n in wanted], [keys[n] for n in wanted], view)
-            )
+        keys = [self._identity.statistic(statistic, view) for statistic in statistics]
+        lacking = [self._lacks(key) for key in keys]
+        wanted, rest, found = [], [], []
         for number, statistic in enumerate(statistics):
-            if statistic not in rest:
-                statistic.load(artefacts.tensors(keys[number]), artefacts.path(keys[number]))
-            if number not in missing:
-                self.notes.append(self._note(statistic, found=True))
+            if not lacking[number]:
+                found.append(number)
+            elif self.mode == "restoring" and not isinstance(statistic, Features):
+                rest.append(statistic)
+            else:
+                wanted.append(number)
+        if rest:
+            self._as_provisional()._collect_example(rest, view)
+        begun = time.monotonic()
+        if wanted:
+            # The same statistic twice is collected once.
+            once = {keys[number].name: number for number in wanted}.values()
+            self.together.do(
+                lambda: collect(
+                    self._pass(view, None),
+                    [statistics[number] for number in once],
+                    [keys[number] for number in once],
+                    self._artefacts,
+                    what=f"Fitting {self.method}",
+                    tick=self.together.tick,
+                )
+            )
+        seconds = time.monotonic() - begun
+        for number in (*wanted, *found):
+            statistic, key = statistics[number], keys[number]
+            statistic.load(self._artefacts.tensors(key), self._artefacts.path(key))
+            statistic.provisional = False
+        self._note([statistics[number] for number in wanted], seconds)
+        self._note([statistics[number] for number in found], found=True)
 
     def artefact(
         self,
@@ -149,39 +165,65 @@ class Study:
         settings: Mapping[str, Any],
         make: Callable[[Study], Mapping[str, torch.Tensor]],
         *,
-        of: Sequence[Statistic] = (),
+        of: Sequence[Statistic],
         view: int | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return tensors that are computed once and kept in the cache: cluster centres, score tables.
+        """Return tensors that are computed once and kept in the cache, such as cluster centres or a score table.
 
         Args:
             kind: what they are, in letters, digits and underscores.
-            settings: everything beside `of` and the data that decides their values, as JSON; a version and a seed too.
-            make: computes them, with a study to collect from. Under several processes only the first one calls it.
-            of: what they are computed from; collect it inside of `make`, so that it is not needed on a hit.
+            settings: everything else that decides their values, as JSON: a version, a seed, numbers.
+            make: computes them, collecting from the study that it is given. Under several processes only the first
+                one calls it.
+            of: what they are computed from. Collect it inside of `make`, so that nothing is collected when the
+                artefact is in the cache.
             view: the view that it is collected from.
         """
         if self.mode == "provisional":
-            made = dict(make(self))
-            size = sum(value.nbytes for value in made.values())
-            self.notes.append(Note(self.method, f"{kind} {_shown(settings)}", 0, size))
-            return made
-        parts = [{"kind": s.kind, "version": s.version, **s.config()} for s in of]
-        labels = any(statistic.uses_labels for statistic in of)
-        readings = [reading for statistic in of for reading in statistic.readings]
-        key = self._key_of(kind, {"settings": dict(settings), "of": parts}, readings, labels, view)
-        artefacts = Artefacts(self._cache)
+            return self._make_example(kind, settings, make, of, view)
+        key = self._identity.artefact(kind, settings, of, view)
         if self._lacks(key):
             if self.mode == "restoring":
-                return dict(make(self.as_provisional()))
+                return dict(make(self._as_provisional()))
+            self.together.do(lambda: self._make(key, make))
+        else:
+            self.notes.append(Note(self.method, _shown(kind, settings), 0, 0, found=True))
+        return self._artefacts.tensors(key)
 
-            def work() -> None:
-                with artefacts.locked(key, self._together.tick):
-                    if not artefacts.holds(key):
-                        artefacts.write(key, {n: v.cpu() for n, v in make(self).items()})
+    def kmeans(
+        self,
+        reading: Reading | str,
+        count: int,
+        *,
+        iterations: int = 20,
+        seed: int = 0,
+        backend: Backend = "auto",
+        view: int | None = None,
+    ) -> torch.Tensor:
+        """Return the centres of the rows of a reading, float64 [count, D] (see `clustering.kmeans`)."""
+        features = Features(reading)
+        settings = {
+            "version": 1,
+            "count": count,
+            "iterations": iterations,
+            "seed": seed,
+            "backend": resolve(backend),
+        }
 
-            self._together.do(work)
-        return artefacts.tensors(key)
+        def make(study: Study) -> dict[str, torch.Tensor]:
+            study.collect(features, view=view)
+            found = kmeans(
+                features.flat(),
+                count,
+                iterations=iterations,
+                seed=seed,
+                backend=backend,
+                what=f"the rows of '{features.reading.tap}'",
+                provisional=study.provisional,
+            )
+            return {"centres": found.centres, "counts": found.counts}
+
+        return self.artefact("kmeans", settings, make, of=[features], view=view)["centres"]
 
     def passes(
         self, *readings: Reading | str, view: int | None = None
@@ -192,15 +234,11 @@ class Study:
             readings: the taps that are wanted, and of which teachers.
             view: as for `collect`.
         """
-        whole = self._pass(view, example=self.mode != "real")
+        whole = self._pass(view, None if self.mode == "real" else EXAMPLE)
         with whole.running([Reading.of(reading) for reading in readings]) as outputs:
             for batch in whole.batches():
                 yield batch, outputs(batch)
-                self._together.tick()
-
-    def as_provisional(self) -> Study:
-        """Return the study that sees only the example."""
-        return replace(self, mode="provisional", measure=False, notes=[])
+                self.together.tick()
 
     def close(self) -> None:
         """Delete what was only provisional."""
@@ -208,27 +246,37 @@ class Study:
             scratch.cleanup()
         self._scratch.clear()
 
-    @property
-    def _together(self) -> Together:
-        assert self.together is not None
-        return self.together
+    @cached_property
+    def _identity(self) -> Identity:
+        return Identity(self.split, self.teachers, self.views)
 
-    @property
-    def _cache(self) -> Path:
-        assert self.folder is not None
-        return self.folder
+    @cached_property
+    def _artefacts(self) -> Artefacts:
+        if self.folder is None:
+            raise UnderstudyError("This study has no folder to keep what it collects in.")
+        return Artefacts(self.folder)
+
+    def _as_provisional(self) -> Study:
+        return replace(self, mode="provisional", measure=False, notes=[])
 
     def _lacks(self, key: Key) -> bool:
         """Tell whether an artefact has to be made; all processes get the first one's answer."""
-        if self._together._works or self.peers.size == 1:
-            return not Artefacts(self._cache).holds(key)
-        lacks = self.peers.is_main and not Artefacts(self._cache).holds(key)
-        return bool(self.peers.gather(lacks)[0])
+        return self.together.agree(lambda: not self._artefacts.holds(key))
 
-    def _pass(self, view: int | None, *, example: bool) -> Pass:
+    def _make(self, key: Key, make: Callable[[Study], Mapping[str, torch.Tensor]]) -> None:
+        with self._artefacts.locked(key, self.together.tick):
+            if not self._artefacts.holds(key, says=False):
+                begun = time.monotonic()
+                made = {name: value.cpu() for name, value in make(self).items()}
+                self._artefacts.write(key, made)
+                what = _shown(key.kind, key.parts["fit"])
+                size = sum(value.nbytes for value in made.values())
+                self.notes.append(Note(self.method, what, 0, size, time.monotonic() - begun))
+
+    def _pass(self, view: int | None, most: int | None) -> Pass:
         split = self.split
-        if example:
-            split = split.subset(torch.arange(min(EXAMPLE, len(split))))
+        if most is not None:
+            split = split.subset(torch.arange(min(most, len(split))))
         return Pass(
             split,
             self.teachers,
@@ -236,144 +284,58 @@ class Study:
             self.task,
             self.device,
             min(self.batch_size, len(split)),
-            0 if example else self.workers,
+            self.workers if most is None else 0,
             None if view is None else self.views,
             view or 0,
         )
 
-    def _run(self, statistics: Sequence[Statistic], keys: Sequence[Key], view: int | None) -> None:
-        """Collect what is missing, from where an interrupted pass stopped."""
-        artefacts = Artefacts(self._cache)
-        with artefacts.locked(keys[0], self._together.tick):
-            if all(artefacts.holds(key) for key in keys):
-                return
-            for key in keys:
-                other = artefacts.difference(key)
-                if other:
-                    logger.info("%s: the cache holds another %s (%s)", self.method, key.kind, other)
-            begun = time.monotonic()
-            whole = self._pass(view, example=False)
-            snapshots = Snapshots(artefacts, keys, statistics, whole.batch_size)
-            folders = [artefacts.partial(key) for key in keys]
-            for statistic, folder in zip(statistics, folders, strict=True):
-                folder.mkdir(parents=True, exist_ok=True)
-                statistic.begin(folder, self.split)
-            position = snapshots.load()
-            if position == 0:
-                for statistic, folder in zip(statistics, folders, strict=True):
-                    statistic.begin(folder, self.split)
-            what = f"Fitting {self.method}"
-            rest = f", from {position:,} on" if position else ""
-            logger.info("%s: a pass over %s samples%s", what, f"{len(self.split):,}", rest)
-            progress = Progress(what, len(self.split), position)
-            readings = [reading for statistic in statistics for reading in statistic.readings]
-            with whole.running(readings) as outputs:
-                for batch in whole.batches(position):
-                    seen = Seen(batch, outputs(batch), len(self.classes))
-                    for statistic in statistics:
-                        statistic.update(seen)
-                    position += len(batch)
-                    progress.show(position)
-                    try:
-                        self._together.tick()
-                    except BaseException:
-                        snapshots.save(position)
-                        raise
-                    if snapshots.due:
-                        snapshots.save(position)
-            for statistic, key in zip(statistics, keys, strict=True):
-                artefacts.write(key, statistic.state(), statistic.files)
-            snapshots.clear()
-            seconds = time.monotonic() - begun
-            for statistic in statistics:
-                self.notes.append(self._note(statistic, seconds=seconds))
-
     def _collect_example(self, statistics: Sequence[Statistic], view: int | None) -> None:
-        """Fill statistics from the example."""
-        if not statistics:
-            return
-        whole = self._pass(view, example=True)
-        folders = []
-        for statistic in statistics:
-            self._scratch.append(tempfile.TemporaryDirectory(prefix="understudy-fit-"))
-            folders.append(Path(self._scratch[-1].name))
-            statistic.provisional = True
-            statistic.begin(folders[-1], whole.split)
-        readings = [reading for statistic in statistics for reading in statistic.readings]
-        with whole.running(readings) as outputs:
-            for batch in whole.batches():
-                seen = Seen(batch, outputs(batch), len(self.classes))
-                for statistic in statistics:
-                    statistic.update(seen)
-        self.notes.extend(self._note(statistic) for statistic in statistics)
+        new = [tempfile.TemporaryDirectory(prefix="understudy-fit-") for _ in statistics]
+        self._scratch.extend(new)
+        whole = self._pass(view, self.batch_size if self.measure else EXAMPLE)
+        folders = [Path(folder.name) for folder in new]
+        cost = collect_example(whole, statistics, folders, measure=self.measure)
+        known = [self._known(self._identity.statistic, one, view) for one in statistics]
+        pairs = list(zip(statistics, known, strict=True))
+        seconds = None if cost is None else cost * len(self.split)
+        self._note([statistic for statistic, found in pairs if not found], seconds)
+        self._note([statistic for statistic, found in pairs if found], found=True)
 
-    def _note(
-        self, statistic: Statistic, *, found: bool = False, seconds: float | None = None
-    ) -> Note:
-        samples = len(self.split)
-        what = f"{statistic.kind} of {', '.join(reading.tap for reading in statistic.readings)}"
-        return Note(
-            self.method, what, 0 if found else samples, statistic.size(samples), seconds, found
-        )
-
-    def _key(self, statistic: Statistic, view: int | None) -> Key:
-        settings = {"version": statistic.version, **statistic.config()}
-        return self._key_of(
-            statistic.kind, settings, statistic.readings, statistic.uses_labels, view
-        )
-
-    def _key_of(
+    def _make_example(
         self,
         kind: str,
         settings: Mapping[str, Any],
-        readings: Sequence[Reading],
-        labels: bool,
+        make: Callable[[Study], Mapping[str, torch.Tensor]],
+        of: Sequence[Statistic],
         view: int | None,
-    ) -> Key:
-        if self.mode == "provisional":
-            return Key(kind, {})
-        roles = sorted({only(self.teachers, reading.teacher) for reading in readings})
-        recipe = None if view is None else {**self.views.config(), "view": view}
-        return Key(
-            kind,
-            {
-                "fit": dict(settings),
-                "teachers": [self._identities[role] for role in roles],
-                "data": self._data | ({"labels": self._labels} if labels else {}),
-                "view": recipe,
-                "precision": "float32",
-            },
-        )
+    ) -> dict[str, torch.Tensor]:
+        inner = replace(self, notes=[])
+        made = dict(make(inner))
+        found = self._known(self._identity.artefact, kind, settings, of, view)
+        size = sum(value.nbytes for value in made.values())
+        # What it is computed from is not collected when it is there itself.
+        self.notes.extend([] if found else inner.notes)
+        self.notes.append(Note(self.method, _shown(kind, settings), 0, size, found=found))
+        return made
 
-    @cached_property
-    def _identities(self) -> dict[str, Any]:
-        return {
-            role: {
-                "weights": fingerprint(model.module),
-                "preprocess": model.preprocess.config(),
-            }
-            for role, model in self.teachers.items()
-        }
+    def _known(self, key: Callable[..., Key], *of: Any) -> bool:
+        """Tell whether the cache has what a provisional study would collect; only looked up for a plan."""
+        if not self.measure or self.folder is None:
+            return False
+        return self._artefacts.holds(key(*of))
 
-    @cached_property
-    def _data(self) -> dict[str, Any]:
-        return {
-            "samples": self.split.samples.identity,
-            "ids": _hash(self.split.positions, self.split.ids),
-            "count": len(self.split),
-        }
-
-    @cached_property
-    def _labels(self) -> str:
-        return _hash(self.split.labels)
+    def _note(
+        self, statistics: Sequence[Statistic], seconds: float | None = None, *, found: bool = False
+    ) -> None:
+        """Note what came from one pass, or from the cache."""
+        if not statistics:
+            return
+        samples = len(self.split)
+        what = ", ".join(f"{one.kind} of {one.readings[0].tap}" for one in statistics)
+        size = sum(statistic.size(samples) for statistic in statistics)
+        self.notes.append(Note(self.method, what, 0 if found else samples, size, seconds, found))
 
 
-def _hash(*columns: torch.Tensor) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for column in columns:
-        digest.update(column.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _shown(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
+def _shown(kind: str, settings: Mapping[str, Any]) -> str:
+    shown = (f"{name} {value}" for name, value in settings.items() if name not in ("of", "version"))
+    return ", ".join([kind, *shown])

@@ -66,6 +66,12 @@ class Together:
             self.peers.gather("works")
             self._ask()
 
+    def agree(self, ask: Callable[[], bool]) -> bool:
+        """Return the first process's answer; only it is asked."""
+        if self.peers.size == 1 or self._works:
+            return ask()
+        return bool(self.peers.gather(self.peers.is_main and ask())[0])
+
     def do(self, work: Callable[[], None]) -> None:
         """Let the first process do some work, from within which it calls `tick`; return when it is done.
 

@@ -117,16 +117,17 @@ class Context:
             fitting: how methods are fitted before the stage: provisionally, unless it is said otherwise.
         """
         settings, data = self.experiment.settings, self.experiment.data
-        needs_teacher = any(method.needs_teacher for method in stage.active_methods)
-        if needs_teacher and teacher is None:
-            names = ", ".join(m.name for m in stage.active_methods if m.needs_teacher)
+        using = [method for method in stage.active_methods if method.uses_teacher]
+        if using and teacher is None:
+            names = ", ".join(method.name for method in using)
             raise PreflightError(
                 f"Stage '{stage.name}' uses {names}, which needs a teacher, but the run has none."
             )
         encoders = {"student": student.preprocess}
-        if needs_teacher and teacher is not None:
-            encoders["teacher"] = teacher.preprocess
-        fits = any(method.fits for method in stage.active_methods)
+        everyone = encoders if teacher is None else {**encoders, "teacher": teacher.preprocess}
+        if any(method.needs_teacher for method in using):
+            encoders = everyone
+        fits = any(method.fits for method in using)
         order = SampleOrder.over(
             split,
             batch_size=self.batch_size,
@@ -146,16 +147,13 @@ class Context:
             world=self.world.size,
             accumulate=stage.accumulate,
         )
-        example = encoders
-        if fits and teacher is not None:
-            example = {**encoders, "teacher": teacher.preprocess}
         return StageRun(
             stage,
             student=student,
-            teacher=teacher if needs_teacher or fits else None,
+            teacher=teacher if using else None,
             loader=loader,
             split=split,
-            example=self.example(split, example),
+            example=self.example(split, everyone if using else encoders),
             steps_per_epoch=self.steps_per_epoch,
             task=self.experiment.task,
             classes=len(self.classes),

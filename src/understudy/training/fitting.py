@@ -14,6 +14,7 @@ from understudy.data.views import Views
 from understudy.methods import Method
 from understudy.models.model import Model
 from understudy.teachers.study import Mode, Study
+from understudy.teachers.together import Together
 
 if TYPE_CHECKING:
     from understudy.training.context import Context
@@ -61,8 +62,7 @@ def make_study(
         mode=fitting.mode,
         batch_size=settings.evaluation_batch_size,
         workers=settings.workers,
-        peers=context.world,
-        stop=fitting.stop,
+        together=Together(context.world, fitting.stop),
         measure=fitting.measure,
     )
 
@@ -73,7 +73,7 @@ def fit_methods(study: Study, methods: Sequence[Method], seed: int, device: torc
         if not method.fits:
             continue
         study.method = method.name
-        study.seed = seeding.derive(seed, "fit", number, method.name)
+        study.seed = seeding.derive(seed, "method", number, method.name)
         with seeding.isolated(seed, "fit", number, method.name), torch.no_grad():
             method.fit(study)
         method.to(device)
@@ -88,6 +88,7 @@ def fit_lines(study: Study) -> list[dict[str, Any]]:
             "samples": note.samples,
             "bytes": note.size,
             "seconds": note.seconds,
+            "found": note.found,
         }
         for note in study.notes
     ]

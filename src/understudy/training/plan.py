@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +23,14 @@ from understudy.models.model import Model
 from understudy.models.outputs import call
 from understudy.models.surgery import restored
 from understudy.models.taps import unchanged
+from understudy.teachers.study import Note
 from understudy.training.context import Context
 from understudy.training.distribution import join_world
 from understudy.training.experiment import TEACHER, Experiment
+from understudy.training.fitting import Fitting
 from understudy.training.precision import Precision, choose, unsound_channels_last
 from understudy.training.preflight import Verdict, check_classes, check_stage
+from understudy.training.run_directory import RunDirectory
 from understudy.training.splits import make_splits
 from understudy.training.stage import Stage
 from understudy.training.stage_run import Earlier, StageRun
@@ -51,6 +55,7 @@ class StagePlan:
         loss_flops: FLOPs per sample of the methods' part of a forward pass.
         step_seconds: measured time of one forward and backward pass over a batch; None when not measured.
         step_bytes: peak memory of the process in that pass.
+        fits: what methods will fit to the teacher before the stage, with its expected cost.
         verdicts: the outcome of each check.
     """
 
@@ -65,6 +70,7 @@ class StagePlan:
     loss_flops: int | None = None
     step_seconds: float | None = None
     step_bytes: int | None = None
+    fits: list[Note] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
 
 
@@ -131,10 +137,23 @@ class Plan:
         times = [stage.steps * stage.step_seconds for stage in self.stages if stage.step_seconds]
         return seeds * sum(times) if times else None
 
+    @property
+    def fit_seconds(self) -> float:
+        """The expected time of all passes that methods are fitted from; each is made once for all members."""
+        once = {note.what: note.seconds or 0.0 for stage in self.stages for note in stage.fits}
+        return sum(once.values())
 
-def make_plan(experiment: Experiment) -> Plan:
-    """Run one batch through every stage of every arm and say what the run will do and cost."""
-    context = Context(experiment, make_splits(experiment), join_world(experiment.settings.device))
+
+def make_plan(experiment: Experiment, path: Path | None = None) -> Plan:
+    """Run one batch through every stage of every arm and say what the run will do and cost.
+
+    Args:
+        experiment: what would be run.
+        path: the directory that it would run into, beside which fitted artefacts may lie; nothing is written there.
+    """
+    directory = None if path is None else RunDirectory(path, writes=False)
+    world = join_world(experiment.settings.device)
+    context = Context(experiment, make_splits(experiment), world, directory)
     seed = experiment.settings.seeds[0]
     student, teacher = context.build_student(seed), None
     if experiment.teacher is not None:
@@ -228,6 +247,7 @@ def _inspect_arm(
                 seed=context.experiment.settings.seeds[0],
                 number=number,
                 earlier=earlier,
+                fitting=Fitting(measure=measure),
             )
             try:
                 plans.append(_stage_plan(run, arm, measure))
@@ -249,6 +269,7 @@ def _stage_plan(run: StageRun, arm: str, measure: bool) -> StagePlan:
         notes=list(wiring.notes),
         trained=sum(parameter.numel() for parameter in run.trained),
         extra=sum(parameter.numel() for parameter in run.module.methods.parameters()),
+        fits=[] if run.study is None else run.study.notes,
         verdicts=check_stage(run, arm),
     )
     if measure:

@@ -106,7 +106,7 @@ class StageRun:
         height = _height(example, "student")
         sides = {}
         runs_teacher = any(method.needs_teacher for method in methods)
-        if teacher is not None and (runs_teacher or any(method.fits for method in methods)):
+        if teacher is not None and any(method.uses_teacher for method in methods):
             sides["teacher"] = Side(
                 "teacher",
                 teacher.module,
@@ -132,6 +132,7 @@ class StageRun:
             with seeding.isolated(seed, "wire", number, method.name):
                 method.to(world.device)
                 method.wire(self.wiring)
+                self.wiring.check_owner(method)
                 method.to(world.device)
         # After wiring, which may have put grafts or another head into the student.
         self._frozen = _freeze(student.module, stage.freeze if self._trains_student else [""])
@@ -155,7 +156,7 @@ class StageRun:
         self.example = example
         self.study = study
         if study is not None:
-            fit_methods(study, methods, seed, world.device)
+            self._fit(study, seed)
         self.ddp: nn.Module = self.module
         if world.size > 1:
             # What follows the student (banks, statistics) is made equal on all processes by the methods themselves.
@@ -312,6 +313,14 @@ class StageRun:
         for parameter in self.module.parameters():
             parameter.grad = None
 
+    def _fit(self, study: Study, seed: int) -> None:
+        """Fit the methods; leave nothing behind when that is interrupted."""
+        try:
+            fit_methods(study, self.module.active, seed, self._world.device)
+        except BaseException:
+            self.close()
+            raise
+
     def _unused(self, methods: Sequence[Method]) -> list[str]:
         """Return the trainable parameters that a step's loss does not reach."""
         self.trial(self.precision, self.example)
@@ -331,11 +340,14 @@ def _freeze(module: nn.Module, paths: Sequence[str]) -> list[nn.Parameter]:
 
 
 def _frozen_parts(module: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
-    """Return the modules at `paths` and below, but for grafts, which are frozen by their own paths only."""
+    """Return the modules at `paths` and below ("" is the whole), but for grafts, which are frozen by their own paths.
+
+    So a place may be frozen and what a method grafts there be trained, in the stage that grafts and in the next.
+    """
     found = []
     for path in paths:
         top = find_module(module, path) if path else module
-        grafted = inside_grafts(top) if path else ()
+        grafted = inside_grafts(top) if path else set()
         found += [part for name, part in top.named_modules() if name not in grafted]
     return found
 
