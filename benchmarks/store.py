@@ -34,7 +34,7 @@ from understudy.teachers.store.writer import Writer
 
 FILES = 2000
 """Samples in the cache of one file each; more would only take longer."""
-FACTS = {"name": "made", "parameters": 0, "classes": None, "width": 0, "flops": None, "stages": []}
+FACTS = {"name": "made", "parameters": 0, "classes": None, "width": 0, "flops": None}
 CASES: dict[str, Dense | Sparse] = {
     "1000 logits, float32": Dense((1000,), "float32"),
     "1000 logits, float16": Dense((1000,), "float16"),

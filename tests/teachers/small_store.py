@@ -23,9 +23,6 @@ FACTS: dict[str, Any] = {
     "classes": None,
     "width": CLASSES,
     "flops": None,
-    "stages": [],
-    "classifier": None,
-    "pooled_width": None,
     "samples": "made",
 }
 

@@ -49,7 +49,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def test_any_rows_in_any_order(
     place: str, samples: int, resident: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("understudy.teachers.store.reader.RESIDENT_BYTES", resident)
+    monkeypatch.setattr("understudy.teachers.store.rows.RESIDENT_BYTES", resident)
     write_store(place, samples=samples)
     store = Store(place)
     assert (store.samples, store.views, store.taps) == (len(IDS), VIEWS, {TAP: (2, 3)})

@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from toy import experiment
 
+from understudy.errors import StoreError
+from understudy.methods.wiring import TapShape
+from understudy.training.label_plan import _refuse_padded
 from understudy.training.labelling import label
 from understudy.training.plan import make_plan
 from understudy.training.store_plan import StorePlan
@@ -68,3 +72,11 @@ def test_a_store_in_use_is_shown(tmp_path: Path) -> None:
     assert [model.weights for model in plan.models if model.role == "teacher"] == [
         f"not loaded: outputs from the store {tmp_path / 's'}"
     ]
+
+
+def test_padded_token_sequences_are_not_stored() -> None:
+    inputs = {"input_ids": torch.zeros(2, 7), "attention_mask": torch.ones(2, 7)}
+    with pytest.raises(StoreError, match="'encoder' gives a sequence of tokens"):
+        _refuse_padded(inputs, TapShape("encoder", (7, 16)))
+    _refuse_padded(inputs, TapShape("pooler", (16,)))
+    _refuse_padded(torch.zeros(2, 1, 8, 8), TapShape("layer1", (7, 16)))

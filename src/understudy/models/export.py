@@ -18,6 +18,7 @@ from understudy.models.model import Model
 from understudy.models.outputs import call, logits_of
 from understudy.models.preprocess import Kind, TextPreprocess
 from understudy.models.saved import DESCRIPTION, TOKENIZER, write_model
+from understudy.models.surgery import fold_heads
 from understudy.models.taps import Tapped, unwrap
 
 Format = Literal["safetensors", "hf", "onnx", "torch-export"]
@@ -76,6 +77,9 @@ def export(
     reference = copy.deepcopy(network).float()
     cases = _cases(model, example_raw)
     expected = [_answer(reference, case) for case in cases]
+    # Only now, so that folding is proved with the rest.
+    fold_heads(network)
+    fold_heads(reference)
     count = expected[0].shape[1]
     names = list(classes or model.classes or ()) or None
     if names is not None and len(names) != count:

@@ -21,6 +21,7 @@ from understudy.models.model import Model
 from understudy.models.optional import first_line, quiet_transformers, require
 from understudy.models.outputs import logits_of
 from understudy.models.preprocess import ImagePreprocess, TextPreprocess
+from understudy.models.surgery import surgery_of
 
 _RESAMPLING = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 
@@ -110,6 +111,13 @@ def write_hf(
     if saving is None or not hasattr(config, "id2label"):
         raise ModelError(
             f"'{model.name}' is no model of transformers, so it has no 'hf' export; "
+            "choose safetensors, onnx or torch-export."
+        )
+    surgery = surgery_of(network)
+    if surgery:
+        places = ", ".join(f"a {entry['kind']} at '{entry['path']}'" for entry in surgery)
+        raise ModelError(
+            f"'{model.name}' holds {places}, which transformers cannot build, so it has no 'hf' export; "
             "choose safetensors, onnx or torch-export."
         )
     assert config is not None

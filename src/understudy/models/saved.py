@@ -15,6 +15,7 @@ from understudy.models.build import build
 from understudy.models.folder import read_json, replaced_folder, write_json
 from understudy.models.model import Model, fingerprint
 from understudy.models.preprocess import Kind, TextPreprocess, from_config
+from understudy.models.surgery import folded, operate, surgery_of
 from understudy.models.taps import unwrap
 from understudy.models.weights import file_hash, load_weights
 
@@ -68,7 +69,22 @@ def write_model(
     kind: Kind,
     metadata: Mapping[str, Any] | None,
 ) -> None:
-    """Write the files of `save` into an existing folder."""
+    """Write the files of `save` into an existing folder. Heads that fold into a linear layer are written as one."""
+    with folded(model.module):
+        _write_folded(
+            model, folder, classes=classes, input_shape=input_shape, kind=kind, metadata=metadata
+        )
+
+
+def _write_folded(
+    model: Model,
+    folder: Path,
+    *,
+    classes: int | Sequence[str],
+    input_shape: Sequence[int] | None,
+    kind: Kind,
+    metadata: Mapping[str, Any] | None,
+) -> None:
     from safetensors.torch import save_model
 
     module = unwrap(model.module)
@@ -88,6 +104,7 @@ def write_model(
         "sha256": file_hash(folder / WEIGHTS),
         "initial_weights": model.weights,
         "build": model.config,
+        "surgery": surgery_of(module),
         "metadata": dict(metadata or {}),
     }
     if isinstance(model.preprocess, TextPreprocess):
@@ -124,6 +141,7 @@ def load(folder: str | Path, *, module: nn.Module | None = None) -> Model:
     Args:
         folder: what `save` wrote.
         module: the network to load into, for a model that was saved from a live object and cannot be built by name.
+            Grafts and heads that were saved with it are put into it.
 
     Returns:
         The model, its module on the CPU (or where `module` is).
@@ -150,6 +168,7 @@ def load(folder: str | Path, *, module: nn.Module | None = None) -> Model:
         )
     else:
         network, preprocess = _rebuilt(description, tokenizer)
+    operate(network, description.get("surgery", []))
     load_weights(network, weights)
     names = description["class_names"]
     return Model(

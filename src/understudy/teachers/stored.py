@@ -10,7 +10,7 @@ import torch
 
 from understudy.data.batch import Batch
 from understudy.errors import StoreError
-from understudy.models.description import ModelDescription, StageDescription
+from understudy.models.description import ModelDescription, ModuleRow, StageDescription
 from understudy.models.model import Model
 from understudy.models.outputs import Outputs
 from understudy.teachers.store.manifest import LOGITS, tap_column
@@ -70,15 +70,29 @@ class StoredModel:
 
     @cached_property
     def description(self) -> ModelDescription:
-        """Its stages and classifier, by which taps are paired; its other modules are not known."""
-        facts = self.store.manifest.teacher
-        stages = tuple(
-            StageDescription(stage["tap"], tuple(stage["shape"]), stage["stride"])
-            for stage in facts["stages"]
-        )
+        """Its modules, stages and classifier, by which taps are paired, as they were when it labelled."""
+        facts = self.store.manifest.teacher["description"]
         return ModelDescription(
-            (), stages, facts["classifier"], facts["pooled_width"], int(facts["width"])
+            tuple(
+                ModuleRow(**{**row, **{key: _shape(row[key]) for key in _SHAPES}})
+                for row in facts["modules"]
+            ),
+            tuple(
+                StageDescription(stage["tap"], tuple(stage["shape"]), stage["stride"])
+                for stage in facts["stages"]
+            ),
+            facts["classifier"],
+            facts["pooled_width"],
+            facts["classes"],
+            tuple(facts["order"]),
         )
+
+
+_SHAPES = ("input_shape", "output_shape")
+
+
+def _shape(values: list[int] | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(values)
 
 
 class StoredTeacher:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,19 +19,19 @@ from understudy.data.source import Split
 from understudy.data.views import Views
 from understudy.errors import PreflightError
 from understudy.evaluation.predictions import Predictions, predict
-from understudy.methods import Method
-from understudy.models.model import Model, fingerprint
+from understudy.models.model import Model
 from understudy.models.taps import unchanged
 from understudy.teachers.store import Store
-from understudy.teachers.store.key import Key, data_identity, plain, view_recipe
 from understudy.teachers.stored import StoredModel, StoredTeacher
 from understudy.training.distribution import World
 from understudy.training.experiment import Experiment
+from understudy.training.fitting import FITTED, PROVISIONAL, Fitting, make_study
 from understudy.training.precision import Precision
 from understudy.training.run_directory import RunDirectory
 from understudy.training.splits import DATA_SEED, Splits
 from understudy.training.stage import Stage
-from understudy.training.stage_run import StageRun
+from understudy.training.stage_run import Earlier, StageRun
+from understudy.training.stored_side import refuse_changed_inputs, stored_example
 
 EXAMPLE_SIZE = 8
 """Samples in the batch that shapes are measured on: enough for batch statistics, few enough to cost nothing."""
@@ -73,6 +74,13 @@ class Context:
         """Optimiser steps in a pass over the training split; the tail that fills no batch waits for the next pass."""
         return max(1, len(self.splits.train) // self.batch_size)
 
+    @property
+    def cache(self) -> Path | None:
+        """Where fitted artefacts lie: as the settings say, or beside the run directory; None without either."""
+        if self.experiment.settings.cache is not None:
+            return Path(self.experiment.settings.cache)
+        return None if self.directory is None else self.directory.path.parent / FITTED
+
     def build_student(self, seed: int) -> Model:
         """Make the student of a seed on the device: all arms of a seed start from the same weights."""
         with seeding.isolated(seed, "student"):
@@ -97,6 +105,8 @@ class Context:
         split: Split,
         seed: int,
         number: int,
+        earlier: Earlier | None = None,
+        fitting: Fitting = PROVISIONAL,
     ) -> StageRun:
         """Build a stage on this run's data.
 
@@ -107,24 +117,27 @@ class Context:
             split: the training split, with the labels that may be seen.
             seed: the member's seed.
             number: the stage's position in its arm.
+            earlier: what the methods of the arm's earlier stages learnt.
+            fitting: how methods are fitted before the stage: provisionally, unless it is said otherwise.
         """
         settings = self.experiment.settings
-        needs_teacher = any(method.needs_teacher for method in stage.active_methods)
-        if needs_teacher and teacher is None:
-            names = ", ".join(m.name for m in stage.active_methods if m.needs_teacher)
+        using = [method for method in stage.active_methods if method.uses_teacher]
+        if using and teacher is None:
+            names = ", ".join(method.name for method in using)
             raise PreflightError(
                 f"Stage '{stage.name}' uses {names}, which needs a teacher, but the run has none."
             )
-        encoders, stored = {"student": student.preprocess}, None
+        asks = any(method.needs_teacher for method in using)
+        encoders = {"student": student.preprocess}
+        everyone, stored = encoders, None
         if isinstance(teacher, StoredModel):
-            live = None
-            if needs_teacher:
-                _refuse_changed_inputs(stage, teacher)
-                stored = StoredTeacher(teacher, "teacher")
-        else:
-            live = teacher if needs_teacher else None
-        if live is not None:
-            encoders["teacher"] = live.preprocess
+            stored = StoredTeacher(teacher, "teacher") if using else None
+            if asks:
+                refuse_changed_inputs(stage, teacher)
+        elif teacher is not None:
+            everyone = {**encoders, "teacher": teacher.preprocess}
+            encoders = everyone if asks else encoders
+        fits = any(method.fits for method in using)
         order = SampleOrder.over(
             split,
             batch_size=self.batch_size,
@@ -143,16 +156,19 @@ class Context:
             rank=self.world.rank,
             world=self.world.size,
             accumulate=stage.accumulate,
-            lookups={} if stored is None else {stored.role: stored.lookup},
+            lookups={stored.role: stored.lookup} if stored is not None and asks else {},
         )
         return StageRun(
             stage,
             student=student,
-            teacher=stored or live,
+            teacher=stored or (None if isinstance(teacher, StoredModel) or not using else teacher),
             loader=loader,
-            example=self.example(split, encoders)
+            split=split,
+            example=self.example(split, everyone if using else encoders)
             if stored is None
-            else self._stored_example(split, views, encoders, stored),
+            else stored_example(
+                stored, split, views, encoders, self.world.device, len(self.classes)
+            ),
             steps_per_epoch=self.steps_per_epoch,
             task=self.experiment.task,
             classes=len(self.classes),
@@ -160,7 +176,13 @@ class Context:
             precision=self.precision,
             world=self.world,
             compile=settings.compile,
+            earlier=earlier,
+            study=make_study(self, fitting, self._itself(teacher), split, views) if fits else None,
         )
+
+    def _itself(self, teacher: Model | StoredModel | None) -> Model | None:
+        """Return the teacher as a model, also where its outputs are stored: a fit runs it on what it likes."""
+        return self.place(teacher.model) if isinstance(teacher, StoredModel) else teacher
 
     def views(self, seed: int) -> Views:
         """Return the views that a member sees.
@@ -172,22 +194,6 @@ class Context:
         origin = seed if data.views is None else DATA_SEED
         return Views(data.transforms, seed=seeding.derive(origin, "views"), count=data.views)
 
-    def key(self, teacher: Model | None) -> Key:
-        """Return what the outputs of the teacher on this run's data depend on.
-
-        Args:
-            teacher: the teacher; None when it is not there to be compared.
-
-        Raises:
-            StoreError: the views cannot go with a store.
-        """
-        return Key(
-            None if teacher is None else fingerprint(teacher.module),
-            None if teacher is None else plain(teacher.preprocess.config()),
-            data_identity(self.experiment.data.source),
-            view_recipe(self.views(DATA_SEED), self.splits.train),
-        )
-
     def example(self, split: Split, encoders: Mapping[str, Any], size: int = EXAMPLE_SIZE) -> Batch:
         """Return the first samples of a split as a batch."""
         part = split.subset(torch.arange(min(size, len(split))))
@@ -195,24 +201,6 @@ class Context:
             part, encoders, batch_size=size, device=self.world.device, workers=0
         )
         return next(iter(loader))
-
-    def _stored_example(
-        self, split: Split, views: Views, encoders: Mapping[str, Any], stored: StoredTeacher
-    ) -> Batch:
-        """Return a first view of the first samples, for which a store has the teacher's answer, features included."""
-        store = stored.model.store
-        first = torch.arange(min(EXAMPLE_SIZE, len(split)))
-        loader = TrainingLoader(
-            split,
-            SampleOrder(first, batch_size=EXAMPLE_SIZE, seed=DATA_SEED),
-            views,
-            encoders,
-            device=self.world.device,
-            classes=len(self.classes),
-            workers=0,
-            lookups={stored.role: lambda ids, view: store.lookup(ids, view, store.taps)},
-        )
-        return next(loader.steps(0, 1))[0]
 
     def predictions(self, model: Model, module: nn.Module, split: Split) -> Predictions:
         """Run a module, with a model's preprocessing, over a split in evaluation mode and float32."""
@@ -294,14 +282,3 @@ class Context:
                 f"Stage '{stage.name}' uses {', '.join(needing)}, which needs labels, but no training sample has one."
             )
         return len(needing) == len(stage.active_methods)
-
-
-def _refuse_changed_inputs(stage: Stage, teacher: StoredModel) -> None:
-    """Refuse methods that change what the models see: a store has no answer for that."""
-    changing = [m.name for m in stage.active_methods if type(m).inputs is not Method.inputs]
-    if changing:
-        raise PreflightError(
-            f"Stage '{stage.name}' uses {', '.join(changing)}, which changes what the teacher sees, so that the "
-            f"answers in the store {teacher.store.place} would be those to something else. Run the teacher itself: "
-            "leave out teacher.store."
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from understudy.evaluation import cost
 from understudy.methods.wiring import Side, TapShape
 from understudy.models.model import Model
 from understudy.teachers.store.codecs import Dense, Sparse, as_temperatures, record_bytes
+from understudy.teachers.store.key import plain
 from understudy.teachers.store.manifest import (
     LOGITS,
     TRAIN,
@@ -25,6 +27,7 @@ from understudy.teachers.store.manifest import (
 from understudy.teachers.store.settings import StoreSettings
 from understudy.training.context import Context
 from understudy.training.splits import DATA_SEED
+from understudy.training.teacher import store_key
 
 SHARD_BYTES = 64 * 2**20
 """A shard is at most this large, since it is held in memory while it is made."""
@@ -61,7 +64,7 @@ def plan_labels(context: Context, teacher: Model) -> LabelPlan:
     """
     assert context.experiment.teacher is not None and context.experiment.teacher.store is not None
     settings = context.experiment.teacher.store
-    key, views = context.key(teacher), context.views(DATA_SEED)
+    key, views = store_key(context, teacher), context.views(DATA_SEED)
     side, temperatures = _wanted(context, teacher, settings)
     width = side.description.classes
     if settings.top_k is not None and settings.top_k > width:
@@ -74,6 +77,7 @@ def plan_labels(context: Context, teacher: Model) -> LabelPlan:
         logits = Sparse(width, settings.top_k, settings.dtype, temperatures)
     columns: dict[str, Dense | Sparse] = {LOGITS: logits}
     for name, tap in side.taps.items():
+        _refuse_padded(side.inputs, tap)
         columns[tap_column(name)] = Dense(tap.shape, settings.feature_dtype or settings.dtype)
     selection, split = context.selection_split()
     exact: dict[str, Dense | Sparse] = {LOGITS: Dense((width,), "float32")}
@@ -145,6 +149,16 @@ def _wanted(
     return side, tuple(temperatures)
 
 
+def _refuse_padded(inputs: Any, tap: TapShape) -> None:
+    """Refuse token sequences that are padded: their length is that of a batch, and the padding would not be stored."""
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    if isinstance(mask, torch.Tensor) and len(tap.shape) > 1 and tap.shape[0] == mask.shape[1]:
+        raise StoreError(
+            f"The teacher's tap '{tap.name}' gives a sequence of tokens, as long as the longest text of a batch; only "
+            "features of one shape can be stored. Tap a vector, such as what goes into the classifier."
+        )
+
+
 def _facts(context: Context, teacher: Model, side: Side) -> dict[str, Any]:
     """Return what a run will want to know of a teacher that it does not load."""
     description = side.description
@@ -155,11 +169,6 @@ def _facts(context: Context, teacher: Model, side: Side) -> dict[str, Any]:
         "classes": None if teacher.classes is None else list(teacher.classes),
         "width": description.classes,
         "flops": cost.flops(teacher.module, side.inputs),
-        "stages": [
-            {"tap": stage.tap, "shape": list(stage.shape), "stride": stage.stride}
-            for stage in description.stages
-        ],
-        "classifier": description.classifier,
-        "pooled_width": description.pooled_width,
+        "description": plain(dataclasses.asdict(description)),
         "samples": context.experiment.data.source.name,
     }

@@ -20,6 +20,7 @@ from understudy.training.experiment import Experiment
 from understudy.training.labeller import Labeller, pieces_of
 from understudy.training.labelling import teacher_to_label
 from understudy.training.splits import make_splits
+from understudy.training.teacher import store_key
 
 ROUNDING = {"float32": 1e-4, "bf16": 5e-2}
 """How far the same teacher may be from itself in other batches, as a share of the root mean square of its outputs."""
@@ -64,7 +65,7 @@ def verify(experiment: Experiment, *, samples: int = 256, seed: int = 0) -> list
     given = experiment.teacher
     assert given is not None and given.store is not None
     store = context.open_store(given.store.path)
-    store.check_key(context.key(teacher))
+    store.check_key(store_key(context, teacher))
     split = context.splits.train
     store.check_holds(split.ids)
     inputs = context.example(split, {"teacher": teacher.preprocess}).inputs["teacher"]

@@ -9,10 +9,12 @@ from understudy.data.source import Split
 from understudy.errors import StoreError
 from understudy.evaluation.predictions import Predictions
 from understudy.models.model import Model, fingerprint
-from understudy.teachers.store.reader import Store
+from understudy.teachers.store import Key, Store
+from understudy.teachers.store.key import data_identity, plain, view_recipe
 from understudy.teachers.stored import StoredModel
 from understudy.training.context import Context
 from understudy.training.experiment import TEACHER
+from understudy.training.splits import DATA_SEED
 
 logger = logging.getLogger("understudy")
 
@@ -40,7 +42,7 @@ def build_teacher(context: Context) -> Model | StoredModel | None:
         model.module.to(context.world.device)
         return model
     store = context.open_store(given.store.path)
-    store.check_key(context.key(build() if given.build is not None else None))
+    store.check_key(store_key(context, build() if given.build is not None else None))
     store.check_holds(context.splits.train.ids)
     _check_files(store, context)
     logger.info(
@@ -51,6 +53,24 @@ def build_teacher(context: Context) -> Model | StoredModel | None:
         store.manifest.bytes / 1e6,
     )
     return StoredModel(store, build if given.build is not None else None)
+
+
+def store_key(context: Context, teacher: Model | None) -> Key:
+    """Return what the outputs of a teacher on a run's data depend on.
+
+    Args:
+        context: the run.
+        teacher: the teacher; None when it is not there to be compared.
+
+    Raises:
+        StoreError: the views cannot go with a store.
+    """
+    return Key(
+        None if teacher is None else fingerprint(teacher.module),
+        None if teacher is None else plain(teacher.preprocess.config()),
+        data_identity(context.experiment.data.source),
+        view_recipe(context.views(DATA_SEED), context.splits.train),
+    )
 
 
 def _check_files(store: Store, context: Context) -> None:

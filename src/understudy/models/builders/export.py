@@ -25,6 +25,9 @@ class ExportedProgram(nn.Module):
         program: what `torch.export.load` gave.
     """
 
+    black_box = True
+    """Nothing can be grafted into it."""
+
     def __init__(self, program: torch.export.ExportedProgram) -> None:
         super().__init__()
         self._program = program
