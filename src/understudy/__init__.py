@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from understudy import data, methods, models, objectives
     from understudy.models.saved import load as load_student
     from understudy.recipe.distill import distill
+    from understudy.recipe.label import label
 
     __version__ = version("understudy")
 
@@ -18,6 +19,7 @@ __all__ = [
     "__version__",
     "data",
     "distill",
+    "label",
     "load_student",
     "methods",
     "models",
@@ -27,6 +29,7 @@ __all__ = [
 # Everything behind these names imports torch, which takes seconds; `import understudy` does not wait for it.
 _ATTRIBUTES = {
     "distill": ("understudy.recipe.distill", "distill"),
+    "label": ("understudy.recipe.label", "label"),
     "load_student": ("understudy.models.saved", "load"),
 }
 _MODULES = ("data", "methods", "models", "objectives")

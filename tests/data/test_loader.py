@@ -368,3 +368,33 @@ def test_workers_leave_interrupts_to_the_trainer() -> None:
     got = list(loader.steps(0, 3))
     assert all(same(one[0], other[0]) for one, other in zip(got, wanted, strict=True))
     loader.close()
+
+
+def test_what_is_looked_up_goes_with_its_samples_into_every_slice() -> None:
+    made = split_of()
+    views = Views([HorizontalFlip()], seed=0, count=3)
+
+    def lookup(ids: torch.Tensor, view: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert ids.device.type == view.device.type == "cpu"
+        return {"sum": 10 * ids + view, "pair": torch.stack([ids, view], dim=1)}
+
+    for rank in (0, 1):
+        loader = TrainingLoader(
+            made,
+            SampleOrder.over(made, batch_size=8, seed=0),
+            views,
+            {"student": lambda raw, device: raw},
+            device="cpu",
+            classes=2,
+            rank=rank,
+            world=2,
+            accumulate=2,
+            lookups={"teacher": lookup},
+        )
+        for parts in loader.steps(2, 5):
+            for batch in parts:
+                found = batch.inputs["teacher"]
+                assert torch.equal(found["sum"], 10 * batch.index + batch.view)
+                assert torch.equal(found["pair"], torch.stack([batch.index, batch.view], dim=1))
+                assert len(batch.inputs["student"]) == len(batch) == 2
+        loader.close()

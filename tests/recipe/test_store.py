@@ -16,7 +16,6 @@ from understudy.errors import RecipeError, StoreError
 from understudy.recipe import from_values
 from understudy.recipe.schema import schema
 from understudy.teachers.store.settings import StoreSettings
-from understudy.training.labelling import label
 
 Values = Callable[..., dict[str, Any]]
 
@@ -100,8 +99,8 @@ def test_distill_learns_from_a_store(tmp_path: Path) -> None:
         "channels_last": False,
     }
     store = str(tmp_path / "store")
-    recipe = from_values({**arguments, "teacher": {"model": teacher, "store": store}})
-    label(recipe.build(tmp_path / "labelling"))
+    held = us.label({"model": teacher, "store": store}, **arguments)
+    assert (held.views, held.place) == (2, store)
     live = us.distill(teacher, directory=tmp_path / "live", **arguments)
     stored = us.distill({"store": store}, directory=tmp_path / "stored", **arguments)
     for one, other in zip(live.student.parameters(), stored.student.parameters(), strict=True):

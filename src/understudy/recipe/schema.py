@@ -136,6 +136,10 @@ def _add_base(whole: dict[str, Any], definitions: dict[str, Any]) -> None:
         changed = definitions[f"{key.title()}Section"]
         changed.pop("required", None)
         _let_change(changed["properties"], (inside,))
+    # A teacher whose outputs are stored need not be named.
+    model = {"anyOf": [{SCHEMA_MARK: COMPLETED[SECTIONS["teacher"]].label}, {"type": "null"}]}
+    stored = {"type": "object", "required": ["store"], "properties": {"model": model}}
+    complete["teacher"]["anyOf"].append(stored)
     properties = whole["properties"]
     _let_change(properties, OF_STAGES)
     arms = next(option for option in properties["arms"]["anyOf"] if option["type"] == "object")

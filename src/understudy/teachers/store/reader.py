@@ -78,6 +78,11 @@ class Store:
         return self.manifest.parts[TRAIN].samples
 
     @property
+    def ids(self) -> torch.Tensor:
+        """The ids of the training samples that it holds, ascending: int64 [N]."""
+        return torch.from_numpy(self._parts[TRAIN].ids.copy())
+
+    @property
     def logits(self) -> Dense | Sparse:
         """How it holds logits."""
         return self.manifest.parts[TRAIN].columns[LOGITS]
