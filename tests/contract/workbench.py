@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from understudy.data.source import Source
@@ -36,6 +37,8 @@ from understudy.training.stage_run import Earlier, StageRun
 CLASSES = ("low", "middle", "high")
 COUNT, BATCH, STEPS = 48, 16, 4
 ALONE = World(0, 1, torch.device("cpu"))
+TEXT_ONLY = frozenset({"minilm"})
+"""Methods that read queries, keys and values, which the image networks do not have."""
 
 
 class Letters(Configured):
@@ -51,22 +54,54 @@ class Letters(Configured):
         return {}
 
 
+class Attention(nn.Module):
+    """Self-attention with two heads, its projections and their names as in BERT."""
+
+    num_attention_heads = 2
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.value, self.output = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        heads = (
+            projection(tokens).unflatten(2, (self.num_attention_heads, -1)).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)
+        )
+        attended = F.scaled_dot_product_attention(*heads, attn_mask=mask[:, None, None] > 0)
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+
+class Layer(nn.Module):
+    """Self-attention and a perceptron, each added to what went in and normalised."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention, self.norm1 = Attention(width), nn.LayerNorm(width)
+        self.perceptron = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
+        )
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        tokens = self.norm1(tokens + self.attention(tokens, mask))
+        return self.norm2(tokens + self.perceptron(tokens))
+
+
 class Reader(nn.Module):
     """A small transformer over letters: the mean of its tokens goes into a linear classifier."""
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(28, width, padding_idx=0)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.0, batch_first=True)
-            for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(Layer(width) for _ in range(depth))
         self.classifier = nn.Linear(width, len(CLASSES))
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         tokens = self.embedding(input_ids)
         for block in self.blocks:
-            tokens = block(tokens, src_key_padding_mask=attention_mask == 0)
+            tokens = block(tokens, attention_mask)
         mask = attention_mask.unsqueeze(2)
         return self.classifier((tokens * mask).sum(dim=1) / mask.sum(dim=1))
 
@@ -146,19 +181,31 @@ class Bench:
         )
 
 
+def kind_for(*names: str) -> str:
+    """Return what methods are tested on where one kind is enough."""
+    return "text" if TEXT_ONLY & set(names) else "image"
+
+
 def bench(
     chosen: Sequence[Method | str],
-    kind: str = "image",
+    kind: str | None = None,
     *,
+    before: Sequence[str] | None = None,
     missing: int = 0,
     accumulate: int = 1,
     precision: str = "float32",
     compile: bool = False,
     world: World = ALONE,
 ) -> Bench:
-    """Return the workbench for a stage with these methods; stages that they build on are trained."""
+    """Return the workbench for a stage with these methods; the stages before it are trained.
+
+    Those are the stages with the methods `before`, where given, else with those that the methods build on. Without a
+    kind it is images, but for methods that are for texts only.
+    """
     made = [methods.get(name)() if isinstance(name, str) else name for name in chosen]
-    before = [name for method in made for name in method.follows]
+    kind = kind or kind_for(*(method.name for method in made))
+    if before is None:
+        before = [name for method in made for name in method.follows]
 
     def stage(name: str, used: Sequence[Method]) -> Stage:
         return Stage(
@@ -246,9 +293,11 @@ def through_file(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     return loaded
 
 
-def trained_with(chosen: Sequence[Method | str], kind: str = "image") -> dict[str, torch.Tensor]:
-    """Return the student's weights after a stage with these methods."""
-    built = bench(chosen, kind)
+def trained_with(
+    chosen: Sequence[Method | str], kind: str, *, before: Sequence[str] | None = None
+) -> dict[str, torch.Tensor]:
+    """Return the student's weights after a stage with these methods; `before` as for `bench`."""
+    built = bench(chosen, kind, before=before)
     with started(built) as run:
         go(run)
     return snapshot(built.student.module)

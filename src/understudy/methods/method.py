@@ -62,10 +62,11 @@ class Method(nn.Module):
     """
 
     name: ClassVar[str] = "method"
-    needs_labels: ClassVar[bool] = False
-    """Whether samples without a label are of no use to the method."""
-    needs_teacher: ClassVar[bool] = True
-    """Whether `loss` asks for a teacher. An only teacher then runs before the student, unless the weight is 0."""
+    needs_labels: bool = False
+    """Whether samples without a label are of no use to the method. A constructor may set it for its instance."""
+    needs_teacher: bool = True
+    """Whether `loss` asks for a teacher. An only teacher then runs before the student, unless the weight is 0. A
+    constructor may set it for its instance."""
     trains_student: ClassVar[bool] = True
     """Whether the loss reaches the student. A stage whose methods all say no leaves the student as it is."""
     follows: ClassVar[tuple[str, ...]] = ()
@@ -202,6 +203,16 @@ class Step:
     @property
     def labels(self) -> torch.Tensor | None:
         """The batch's labels (see `Batch.labels`), or None."""
+        return self.batch.labels
+
+    def labels_for(self, method: str) -> torch.Tensor:
+        """Return the batch's labels (see `Batch.labels`) for a method that needs them.
+
+        Raises:
+            UnderstudyError: nothing in the data is labelled.
+        """
+        if self.batch.labels is None:
+            raise UnderstudyError(f"Method '{method}' needs labels, and this batch has none.")
         return self.batch.labels
 
     def logits(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ from understudy.models.optional import first_line
 from understudy.models.outputs import call, logits_of
 from understudy.models.rebuildable import Rebuildable
 from understudy.models.splice import WHAT_TORCH_RAISES, check_spliced, grafts_of, output_at, splice
-from understudy.models.surgery import named, put, replace_classifier
+from understudy.models.surgery import put, replace_classifier
 from understudy.models.taps import find_module, unchanged
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ def graft_student(
             f"What is grafted is a Graft of understudy.models.grafts, not a {type(made).__name__}: a saved student has "
             "to be rebuilt from names and settings."
         )
-    wanted = named(made)
+    wanted = made.identity
     for where, child in present.items():
-        found = named(child)
+        found = child.identity
         if found == wanted:
             claimed.add(child)
             return Placed(child, where, False, student)  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def replace_head(
             "rebuilt from names and settings."
         )
     if isinstance(present, Head):
-        found, wanted = named(present), named(made)
+        found, wanted = present.identity, made.identity
         if found != wanted:
             raise ModelError(
                 f"The student's classifier '{path}' is the head {found} from before; this stage asks for {wanted}. "
@@ -132,7 +132,7 @@ def replace_head(
             f"The student's classifier '{path}' maps {sizes[0]} features to {sizes[1]} classes; the head "
             f"{type(made).__name__} maps {made.in_features} to {made.out_features}."
         )
-    named(made)
+    _ = made.identity  # raises for what a saved student could not name
     replace_classifier(root, path, made)
     try:
         _logits(student)

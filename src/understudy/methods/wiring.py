@@ -34,6 +34,11 @@ class TapShape:
     name: str
     shape: tuple[int, ...]
 
+    @property
+    def width(self) -> int:
+        """Channels of a map (C, H, W), else the last dimension."""
+        return self.shape[0] if len(self.shape) == 3 else self.shape[-1]
+
 
 class Side:
     """One model as the wiring sees it: an example batch through it tells every shape.
@@ -68,6 +73,10 @@ class Side:
         """Return the shape at a tap, without the batch, and do not ask for it."""
         return tuple(self._probe([name])[0][name].shape[1:])
 
+    def is_signed(self, name: str) -> bool:
+        """Tell whether a tap gives negative numbers too on the example, as what goes into an activation does."""
+        return bool((self._probe([name])[0][name] < 0).any())
+
     def refresh(self, cause: str) -> None:
         """Look at the model again, which was changed by `cause`.
 
@@ -75,6 +84,8 @@ class Side:
             UnderstudyError: a tap that was asked for has another shape now.
         """
         self.__dict__.pop("description", None)
+        if not self.taps:
+            return
         tensors, self.copied = self._probe(self.taps)
         for name, tap in self.taps.items():
             shape = tuple(tensors[name].shape[1:])
@@ -148,6 +159,17 @@ class Wiring:
             )
         return next(iter(self.teachers.values()))
 
+    def check_classes(self, least: int, *, method: str) -> None:
+        """Refuse data with fewer classes than a method can work with.
+
+        Raises:
+            UnderstudyError: there are fewer.
+        """
+        if self.classes < least:
+            raise UnderstudyError(
+                f"Method '{method}' needs at least {least} classes, and the data has {self.classes}."
+            )
+
     def stage_pairs(self) -> list[tuple[StageDescription, StageDescription]]:
         """Return (student stage, teacher stage) pairs, paired by stride or depth."""
         return pair_stages(self.student.description, self.teacher.description)
@@ -207,6 +229,7 @@ class Wiring:
         method: str,
         stem: bool = False,
         last: int | None = None,
+        places: int = 1,
     ) -> list[tuple[TapShape, TapShape]]:
         """Resolve pairs as `pairs` does, and refuse what is not a feature map (C, H, W).
 
@@ -216,29 +239,57 @@ class Wiring:
             method: the method's name, for the refusal.
             stem: see `pairs`.
             last: see `pairs`.
+            places: how many places the two maps of a pair need in common.
 
         Raises:
-            UnderstudyError: a tap gives something else.
+            UnderstudyError: a tap gives something else, or a map has too few places.
         """
         pairs = self.pairs(student_taps, teacher_taps, stem=stem, last=last)
-        for role, taps in (("student", [p[0] for p in pairs]), ("teacher", [p[1] for p in pairs])):
-            for tap in taps:
-                if len(tap.shape) != 3:
-                    raise UnderstudyError(
-                        f"Method '{method}' compares feature maps (C, H, W), but the {role}'s tap '{tap.name}' gives "
-                        f"{tap.shape} per sample. Name taps that give maps, or use a method for vectors and tokens "
-                        "such as 'fitnet', 'rkd' or 'pkt'."
-                    )
+        for ours, theirs in pairs:
+            _check_map(ours, "student", method)
+            _check_map(theirs, "teacher", method)
+            common = min(ours.shape[1], theirs.shape[1]) * min(ours.shape[2], theirs.shape[2])
+            if common < places:
+                raise UnderstudyError(
+                    f"Method '{method}' compares maps over their places and needs {places}, but student '{ours.name}' "
+                    f"{ours.shape} and teacher '{theirs.name}' {theirs.shape} have {common} in common. Name earlier "
+                    "taps in student_taps and teacher_taps."
+                )
         return pairs
+
+    def teacher_map(self, tap: str, *, method: str) -> TapShape:
+        """Resolve a tap of the teacher alone, where "auto" is the partner of the student's last stage.
+
+        Args:
+            tap: a module path, or "auto".
+            method: the method's name, for the refusal.
+
+        Raises:
+            UnderstudyError: the tap gives no feature map (C, H, W).
+        """
+        found = self.teacher.tap(self.stage_pairs()[-1][1].tap if tap == "auto" else tap)
+        _check_map(found, "teacher", method)
+        return found
 
     def before_activation(
         self, pairs: Sequence[tuple[TapShape, TapShape]]
     ) -> list[tuple[TapShape, TapShape]]:
-        """Return the same places before the activations that end them, where there are such."""
+        """Return the same places before the activations that end them or read them, where there are such.
+
+        Raises:
+            UnderstudyError: a place has no negative values, so that it lies behind an activation that cannot be seen.
+        """
         found = []
         for ours, theirs in pairs:
             student = self.student.description.before_activation(ours.name)
             teacher = self.teacher.description.before_activation(theirs.name)
+            for side, name in ((self.student, student), (self.teacher, teacher)):
+                if not side.is_signed(name):
+                    raise UnderstudyError(
+                        f"What goes into the activation is asked for, but the {side.role}'s tap '{name}' gives no "
+                        "negative number: it lies behind an activation that is no module of its own. Name a tap "
+                        "before it."
+                    )
             found.append((self.student.tap(student), self.teacher.tap(teacher)))
             self.notes.append(f"before activation: student '{student}', teacher '{teacher}'")
         return found
@@ -357,9 +408,32 @@ class Wiring:
         self._note("head", placed.path, placed)
         return placed
 
+    def check_owner(self, method: nn.Module) -> None:
+        """Check that a method did not make a graft or a head its own, which would count and save it twice.
+
+        Raises:
+            UnderstudyError: it did.
+        """
+        for name, part in method.named_modules():
+            if part in self._claimed:
+                raise UnderstudyError(
+                    f"{type(method).__name__} keeps the student's {type(part).__name__} as its own module '{name}'. "
+                    "Keep what `wiring.graft` or `wiring.head` returned, and read its `module`."
+                )
+
     def _note(self, kind: str, path: str, placed: Placed[Any]) -> None:
         count = sum(parameter.numel() for parameter in placed.module.parameters())
         since = "" if placed.new else ", there from before"
         self.notes.append(
             f"{kind} {type(placed.module).__name__} at student '{path}', {count:,} parameters{since}"
+        )
+
+
+def _check_map(tap: TapShape, role: str, method: str) -> None:
+    """Refuse a tap that gives no feature map."""
+    if len(tap.shape) != 3:
+        raise UnderstudyError(
+            f"Method '{method}' compares feature maps (C, H, W), but the {role}'s tap '{tap.name}' gives {tap.shape} "
+            "per sample. Name taps that give maps, or use a method for vectors and tokens such as 'fitnet', 'rkd' or "
+            "'pkt'."
         )

@@ -17,6 +17,8 @@ from understudy.models.taps import first_tensor, unchanged, unwrap
 
 ACTIVATIONS = frozenset({"ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "GELU", "SiLU", "Hardswish"})
 """Types of modules before which a feature has no bend yet."""
+IDENTITIES = frozenset({"Identity", "Dropout", "Dropout2d", "DropPath"})
+"""Types of modules that give what they take when a model is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,40 @@ class ModelDescription:
         )
 
     def before_activation(self, tap: str) -> str:
-        """Return the tap of what goes into the activation that ends a module; the module's own tap when none does.
+        """Return the tap of what goes into the activation that ends a module, or that reads what the module gives.
+
+        The latter is so in networks of pre-activated blocks, where a normalisation may stand between. Without either it
+        is the tap itself.
 
         Args:
-            tap: a module path.
+            tap: a module path; `path@input` and `path#2` are returned as they are.
         """
-        inside = [path for path in self.order if path == tap or path.startswith(f"{tap}.")]
-        types = {row.path: row.type for row in self.modules}
-        leaves = [path for path in inside if not any(o.startswith(f"{path}.") for o in inside)]
-        if leaves and types[leaves[-1]] in ACTIVATIONS:
-            return f"{leaves[-1]}@input"
+        rows = {row.path: row for row in self.modules}
+        if tap not in rows:
+            return tap
+        inner = {path.rpartition(".")[0] for path in self.order}
+        leaves = [number for number, path in enumerate(self.order) if path not in inner]
+        last = max(number for number, path in enumerate(self.order) if path == tap)
+        inside = [n for n in leaves if f"{self.order[n]}.".startswith(f"{tap}.") and n <= last]
+        if inside and rows[self.order[inside[-1]]].type in ACTIVATIONS:
+            return self._input_of(inside[-1])
+        shape = rows[tap].output_shape
+        after = [n for n in leaves if n > last and rows[self.order[n]].type not in IDENTITIES]
+        for number in after[:2]:
+            row = rows[self.order[number]]
+            if row.input_shape != shape or row.output_shape != shape:
+                break
+            if row.type in ACTIVATIONS:
+                return self._input_of(number)
+            if "Norm" not in row.type:
+                break
         return tap
+
+    def _input_of(self, number: int) -> str:
+        """Return the tap of what went into the call at a place in `order`; a later call of the module is another."""
+        path = self.order[number]
+        call = self.order[:number].count(path)
+        return f"{path}@input" if path not in self.order[number + 1 :] else f"{path}@input#{call}"
 
 
 def describe(
@@ -106,19 +131,15 @@ def describe(
         input_height: height of the input image, from which strides follow.
 
     Stages are what the model itself names (`tap_stages()`), else the last module at each spatial
-    resolution of a network with maps,
-    else the repeated blocks of a network with tokens.
+    resolution of a network with maps, else the repeated blocks of a network with tokens. A vision transformer, whose
+    only map is that of its patches, is a network with tokens.
     """
     module = unwrap(module)
     rows, order, logits = _trace(module, run)
     classifier = _find_classifier(module, order, logits.shape[-1])
     named = getattr(module, "tap_stages", None)
-    if callable(named):
-        paths = [str(path) for path in named()]
-    else:
-        paths = (
-            _map_stages(rows, order) or _token_stages(module, rows) or _vector_stages(module, order)
-        )
+    own = [str(path) for path in named()] if callable(named) else None
+    paths = _find_stages(module, rows, order) if own is None else own
     by_path = {row.path: row for row in rows}
     stages = []
     for path in paths:
@@ -147,9 +168,10 @@ def _trace(
 ) -> tuple[list[ModuleRow], list[str], torch.Tensor]:
     """Run once with a hook on every module; return rows in definition order and paths in order of completion.
 
-    Grafts have rows, for they can be tapped, but are left out of the order: stages and classifier are the model's own.
+    Grafts and the parts of heads have rows, for they can be tapped, but are left out of the order, from which the
+    model's own stages and its classifier follow.
     """
-    grafted = inside_grafts(module)
+    added = inside_grafts(module) | _inside_heads(module)
     shapes: dict[str, tuple[Any, Any]] = {}
     calls: dict[str, int] = {}
     order: list[str] = []
@@ -164,7 +186,7 @@ def _trace(
                 None if given is None else tuple(given.shape[1:]),
             )
             calls[path] = calls.get(path, 0) + 1
-            if path not in grafted:
+            if path not in added:
                 order.append(path)
 
         return hook
@@ -194,6 +216,11 @@ def _trace(
     return rows, order, logits
 
 
+def _inside_heads(module: nn.Module) -> set[str]:
+    tops = [path for path, part in module.named_modules() if isinstance(part, Head)]
+    return {p for p, _ in module.named_modules() if any(p.startswith(f"{top}.") for top in tops)}
+
+
 def _find_classifier(module: nn.Module, order: list[str], classes: int) -> str | None:
     modules = dict(module.named_modules())
     for path in reversed(order):
@@ -201,6 +228,17 @@ def _find_classifier(module: nn.Module, order: list[str], classes: int) -> str |
         if isinstance(part, nn.Linear | Head) and part.out_features == classes:
             return path
     return None
+
+
+def _find_stages(module: nn.Module, rows: list[ModuleRow], order: list[str]) -> list[str]:
+    """Return the paths of the stages of a model that does not name them."""
+    blocks = _token_stages(module, rows)
+    # What has four dimensions inside of a block of tokens is split by heads: no map.
+    outside = [path for path in order if not any(path.startswith(f"{b}.") for b in blocks)]
+    maps = _map_stages(rows, outside)
+    if len(blocks) > 1 and len(maps) <= 1:
+        return blocks
+    return maps or blocks or _vector_stages(module, order)
 
 
 def _map_stages(rows: list[ModuleRow], order: list[str]) -> list[str]:
@@ -237,7 +275,8 @@ def _token_stages(module: nn.Module, rows: list[ModuleRow]) -> list[str]:
 def _vector_stages(module: nn.Module, order: list[str]) -> list[str]:
     """Return the linear layers of a network of vectors but for the last."""
     modules = dict(module.named_modules())
-    linear = [path for path in dict.fromkeys(order) if isinstance(modules[path], nn.Linear)]
+    kinds = nn.Linear | Head
+    linear = [path for path in dict.fromkeys(order) if isinstance(modules[path], kinds)]
     return linear[:-1]
 
 

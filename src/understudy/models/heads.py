@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,9 @@ heads: Registry[type[Head]] = Registry("head")
 class Head(Rebuildable):
     """Takes the place of a classifier: features [..., `in_features`] -> logits [..., `out_features`], one per class.
 
-    `class Mine(Head, name="mine")` enters the class into the registry; without a name it goes by `py:module:class`.
-    What losses want to read of it, it computes in submodules, which can be tapped like any other.
+    What losses want to read of it, it computes in submodules, which can be tapped like any other. A class of this
+    package enters itself into the registry with `class Mine(Head, name="mine")`; one from elsewhere goes by
+    `py:module:class`.
 
     Attributes:
         in_features: width of what it reads.
@@ -150,31 +151,34 @@ class LinearChain(Head, name="linear_chain"):
 
     Args:
         in_features: width of what it reads.
-        parts: name -> {"kind": "linear", "size": outputs, "bias": True, "frozen": False},
-            {"kind": "shift", "frozen": False} or {"kind": "scale", "frozen": False}, in the order in which they run.
-            What is not given is as shown. Each is a submodule of that name, so `HEAD.NAME` taps what it gives.
+        parts: in the order in which they run, {"name": N, "kind": "linear", "size": outputs, "bias": True},
+            {"name": N, "kind": "shift"} (x + b) or {"name": N, "kind": "scale"} (x * m), each with "frozen": True where
+            its values are fixed. The submodule N can be tapped as `HEAD.N`.
 
-    Parameters and buffers are set by `assign`, or in place.
+    Values are set by `assign`, or in place.
 
     Raises:
-        ModelError: a part is of no such kind, or there is none.
+        UnknownName: a part has no such kind or setting.
+        ModelError: there is no part, or two have one name.
     """
 
-    def __init__(self, in_features: int, parts: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, in_features: int, parts: Sequence[Mapping[str, Any]]) -> None:
         super().__init__()
         self.in_features = in_features
-        self.parts = {name: dict(settings) for name, settings in parts.items()}
-        width = in_features
-        self._order = list(parts)
-        if not parts:
+        self.parts = [dict(settings) for settings in parts]
+        if not self.parts:
             raise ModelError("A chain of linear parts needs at least one part.")
-        for name, settings in self.parts.items():
-            if hasattr(self, name) or not name.isidentifier():
+        self._order: list[str] = []
+        width = in_features
+        for settings in self.parts:
+            name = settings.get("name")
+            if not isinstance(name, str) or not name.isidentifier() or hasattr(self, name):
                 raise ModelError(
-                    f"A part of a head cannot be called '{name}'; choose another name."
+                    f"A part of a head cannot be called {name!r}; choose another name."
                 )
-            part = _part(name, settings, width)
+            part = _part(settings, width)
             self.add_module(name, part)
+            self._order.append(name)
             width = part.outputs
         self.out_features = width
 
@@ -275,9 +279,9 @@ def _hold(module: nn.Module, name: str, value: torch.Tensor | None, frozen: bool
         module.register_parameter(name, None if value is None else nn.Parameter(value))
 
 
-def _part(name: str, settings: Mapping[str, Any], width: int) -> Affine | Shift | Scale:
+def _part(settings: Mapping[str, Any], width: int) -> Affine | Shift | Scale:
     options = dict(settings)
-    kind = options.pop("kind", None)
+    name, kind = options.pop("name"), options.pop("kind", None)
     if kind not in _SETTINGS:
         raise unknown_name(f"kind of linear part (for '{name}')", str(kind), _SETTINGS)
     for option in options:

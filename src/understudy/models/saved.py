@@ -141,6 +141,7 @@ def load(folder: str | Path, *, module: nn.Module | None = None) -> Model:
     Args:
         folder: what `save` wrote.
         module: the network to load into, for a model that was saved from a live object and cannot be built by name.
+            Grafts and heads that were saved with it are put into it.
 
     Returns:
         The model, its module on the CPU (or where `module` is).

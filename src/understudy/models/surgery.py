@@ -30,15 +30,10 @@ def surgery_of(model: nn.Module) -> list[Entry]:
     entries: list[Entry] = []
     for path, part in unwrap(model).named_modules():
         if isinstance(part, Head):
-            entries.append({"kind": "head", "path": path, **named(part)})
+            entries.append({"kind": "head", "path": path, **part.identity})
         for child, graft in grafts_of(part).items():
-            entries.append({"kind": "graft", "path": path, "child": child, **named(graft)})
+            entries.append({"kind": "graft", "path": path, "child": child, **graft.identity})
     return entries
-
-
-def named(part: Rebuildable) -> Entry:
-    """Return the name and keywords from which a graft or head is made again."""
-    return {"name": part.registered_name(), "keywords": part.keywords}
 
 
 def operate(model: nn.Module, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -53,8 +48,11 @@ def operate(model: nn.Module, entries: Sequence[Mapping[str, Any]]) -> None:
         ModelError: something else sits in the place.
     """
     root = unwrap(model)
+    if not isinstance(entries, list | tuple):
+        raise ModelError(f"{entries!r} is no list of grafts and heads.")
     with seeding.isolated(0, "surgery"):
         for entry in entries:
+            _check(entry)
             path, name, keywords = entry["path"], entry["name"], entry["keywords"]
             place = find_module(root, path)
             if entry["kind"] == "head":
@@ -116,11 +114,25 @@ def restored(model: nn.Module) -> Iterator[None]:
                 remove_hook(part)
 
 
+def _check(entry: Any) -> None:
+    kind = entry.get("kind") if isinstance(entry, Mapping) else None
+    wanted = {
+        "graft": {"kind", "path", "child", "name", "keywords"},
+        "head": {"kind", "path", "name", "keywords"},
+    }
+    if (
+        kind not in wanted
+        or set(entry) != wanted[kind]
+        or not isinstance(entry["keywords"], Mapping)
+    ):
+        raise ModelError(f"{entry!r} describes neither a graft nor a head.")
+
+
 def _check_same(present: nn.Module, entry: Mapping[str, Any]) -> None:
     assert isinstance(present, Rebuildable)
-    found, wanted = named(present), {key: entry[key] for key in ("name", "keywords")}
-    if found != wanted:
-        raise ModelError(f"At '{entry['path']}' sits {found}, where {wanted} belongs.")
+    wanted = {key: entry[key] for key in ("name", "keywords")}
+    if present.identity != wanted:
+        raise ModelError(f"At '{entry['path']}' sits {present.identity}, where {wanted} belongs.")
 
 
 def put(root: nn.Module, path: str, part: nn.Module) -> None:

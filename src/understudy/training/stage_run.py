@@ -132,6 +132,7 @@ class StageRun:
             with seeding.isolated(seed, "wire", number, method.name):
                 method.to(world.device)
                 method.wire(self.wiring)
+                self.wiring.check_owner(method)
                 method.to(world.device)
         # After wiring, which may have put grafts or another head into the student.
         self._frozen = _freeze(student.module, stage.freeze if self._trains_student else [""])
@@ -339,11 +340,14 @@ def _freeze(module: nn.Module, paths: Sequence[str]) -> list[nn.Parameter]:
 
 
 def _frozen_parts(module: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
-    """Return the modules at `paths` and below, but for grafts, which are frozen by their own paths only."""
+    """Return the modules at `paths` and below ("" is the whole), but for grafts, which are frozen by their own paths.
+
+    So a place may be frozen and what a method grafts there be trained, in the stage that grafts and in the next.
+    """
     found = []
     for path in paths:
         top = find_module(module, path) if path else module
-        grafted = inside_grafts(top) if path else ()
+        grafted = inside_grafts(top) if path else set()
         found += [part for name, part in top.named_modules() if name not in grafted]
     return found
 
