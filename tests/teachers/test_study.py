@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from study_kit import COUNT, Counted, split, study, teacher
+from study_kit import COUNT, counted, everything, split, study, teacher
 
 from understudy.data.transforms.horizontal_flip import HorizontalFlip
 from understudy.data.transforms.mixup import Mixup
@@ -23,25 +23,18 @@ from understudy.data.views import Views
 from understudy.errors import DataError, UnderstudyError
 from understudy.models.model import Model, fingerprint
 from understudy.models.preprocess import ImagePreprocess
-from understudy.teachers import passes, snapshots
+from understudy.teachers import artefacts, passes
 from understudy.teachers.clustering import class_kmeans, score_table
 from understudy.teachers.discriminants import discriminants
 from understudy.teachers.features import Features
 from understudy.teachers.readings import LOGITS, Reading
-from understudy.teachers.statistics import ClassMoments, Moments, Statistic
+from understudy.teachers.statistics import ClassMoments, Moments
 from understudy.teachers.study import Study
 from understudy.teachers.together import Alone, Together
 
 
 class Stopped(Exception):
     """The run was asked to stop."""
-
-
-def counted(made: Study) -> int:
-    module = made.teacher()
-    assert isinstance(module, Counted)
-    # Two samples are looked at before a pass, to see which taps the model changes afterwards.
-    return module.seen
 
 
 def stopping(after: int) -> Together:
@@ -54,20 +47,23 @@ def stopping(after: int) -> Together:
     return Together(Alone(), stop)
 
 
+def launched(code: str, folder: Path) -> subprocess.Popen[str]:
+    """Start a process that has the kit and is told a folder."""
+    begin = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from study_kit import everything, study\n"
+        "from understudy.teachers.together import Alone, Together\n"
+    )
+    command = [sys.executable, "-c", begin + code, str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in ("manifest.json",) and path.suffix != ".lock"
     }
-
-
-def everything() -> list[Statistic]:
-    return [
-        Moments("norm"),
-        ClassMoments("fc@input", by="teacher"),
-        Features(Reading("norm", pool=2)),
-    ]
 
 
 def test_every_sample_is_seen_once_by_position(tmp_path: Path) -> None:
@@ -149,30 +145,19 @@ def test_an_interrupted_pass_goes_on_and_ends_with_the_same_bytes(
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
-def test_a_killed_pass_goes_on_from_its_last_snapshot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(snapshots, "SNAPSHOT_SECONDS", 0.0)
+def test_a_killed_pass_goes_on_from_its_last_snapshot(tmp_path: Path) -> None:
     study(tmp_path / "whole").collect(*everything())
     code = (
-        f"import sys, pathlib; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import os, signal\n"
+        "import os, pathlib, signal\n"
         "from understudy.teachers import snapshots\n"
-        "from understudy.teachers.together import Alone, Together\n"
-        "from test_study import everything, study\n"
         "snapshots.SNAPSHOT_SECONDS = snapshots.MOST_SHARE = 0\n"
         "calls = iter(range(99))\n"
         "def stop():\n"
         "    if next(calls) == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
         "study(pathlib.Path(sys.argv[1]), together=Together(Alone(), stop)).collect(*everything())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "broken")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    with launched(code, tmp_path / "broken") as killed:
+        assert killed.wait(timeout=300) == -signal.SIGKILL
     made = study(tmp_path / "broken")
     made.collect(*everything())
     assert counted(made) == COUNT + 2 - 5 * 8
@@ -500,19 +485,25 @@ def test_long_passes_say_how_far_they_are(
     assert "Fitting lelp: 16 of 50 samples, about" in caplog.text
 
 
-def test_two_processes_collect_once(tmp_path: Path) -> None:
+def test_two_processes_collect_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(artefacts, "_LOCK_WAIT", 0.02)
+    caplog.set_level(logging.INFO, logger="understudy")
     code = (
-        f"import sys, pathlib, time; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_study import counted, everything, study\n"
-        "from understudy.teachers.together import Alone, Together\n"
-        "made = study(pathlib.Path(sys.argv[1]), together=Together(Alone(), lambda: time.sleep(0.05)))\n"
+        "import pathlib, time\n"
+        "def slow():\n"
+        "    print('collecting', flush=True)\n"
+        "    time.sleep(0.1)\n"
+        "made = study(pathlib.Path(sys.argv[1]), together=Together(Alone(), slow))\n"
         "made.collect(*everything())\n"
-        "print(counted(made))\n"
     )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    seen = sorted(int(process.communicate(timeout=120)[0]) for process in running)
-    assert seen == [0, COUNT + 2]
+    with launched(code, tmp_path) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        made = study(tmp_path)
+        made.collect(*everything())
+        assert other.wait(timeout=300) == 0
+    assert counted(made) == 0 and "waiting for it" in caplog.text
 
 
 class Pair:

@@ -23,7 +23,7 @@ from understudy.models.model import Model
 from understudy.models.outputs import call
 from understudy.models.surgery import restored
 from understudy.models.taps import unchanged
-from understudy.teachers.study import Note
+from understudy.teachers.notes import Note
 from understudy.training.context import Context
 from understudy.training.distribution import join_world
 from understudy.training.experiment import TEACHER, Experiment
