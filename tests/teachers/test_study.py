@@ -358,6 +358,22 @@ def test_computed_artefacts_are_kept_with_what_they_were_computed_from(tmp_path:
     assert torch.equal(table(made, 2), first) and counted(made) == 0, "its sources are not needed"
 
 
+def test_what_names_no_source_depends_on_everything(tmp_path: Path) -> None:
+    def count(made: Study) -> float:
+        def make(inner: Study) -> dict[str, torch.Tensor]:
+            sums = [outputs["teacher"].logits.sum() for _, outputs in inner.passes(LOGITS)]
+            return {"sum": torch.stack(sums).sum()}
+
+        return float(made.artefact("sum", {"version": 1}, make, of=[])["sum"])
+
+    first = count(study(tmp_path))
+    assert count(study(tmp_path)) == first
+    assert count(study(tmp_path, **other_weights())) != first
+    made = study(tmp_path, **other_labels())
+    count(made)
+    assert counted(made) == COUNT
+
+
 def sub_classes(made: Study, count: int = 2, per_class: int = 8) -> dict[str, torch.Tensor]:
     """Return discriminants, prototypes of sub-classes and their score table, as the KD layer needs them."""
     moments, features = ClassMoments("norm", covariance="pooled"), Features("norm")

@@ -126,8 +126,8 @@ class Method(nn.Module):
     def fit(self, study: Study) -> None:
         """Learn from passes of the teacher over the training samples. Called once per stage, after `wire`.
 
-        In a plan, and where a checkpoint brings parameters and buffers back, the study is provisional: shapes count
-        then, values don't. What `fit` leaves elsewhere than in parameters and buffers has to come from `study.collect`.
+        In a plan the study is provisional: shapes count then, values don't. What was learned belongs into buffers, which
+        a checkpoint brings back.
         """
 
     def inputs(self, batch: Batch) -> Batch:
