@@ -15,7 +15,7 @@ class AB(Method, name="ab"):
     """Make the student's neurons fire where the teacher's do, by a margin.
 
     Paper: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
-    AAAI 2019, equation 5.
+    AAAI 2019.
     Equation: sum over pairs l of n of 2^(l - n), mean over samples of the sum over elements of max(0, m - s)^2 where
     t > 0 and max(0, m + s)^2 where t <= 0; s and t before the activation, s through a connector.
     Labels: not used.

@@ -14,7 +14,7 @@ from understudy.models.projectors import align_widths, to_smaller
 class CWD(Method, name="cwd"):
     """Match each channel of the teacher's map as a distribution over places.
 
-    Paper: Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021, equation 4.
+    Paper: Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021.
     Equation: sum over pairs of maps, mean over samples and channels of T^2 KL(softmax(t / T) || softmax(s / T)) over
     places, in nats.
     Labels: not used.

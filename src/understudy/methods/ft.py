@@ -16,8 +16,7 @@ from understudy.models.projectors import to_smaller
 class FT(Method, name="ft"):
     """Translate the student's features into factors that match the paraphrased ones of the teacher.
 
-    Paper: Kim, Park and Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018,
-    equation 3.
+    Paper: Kim, Park and Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018.
     Equation: mean over samples and elements of |f_s / |f_s|_2 - f_t / |f_t|_2| with f_t = E(F_t), the encoder that
     `ft_paraphraser` has learnt, and f_s = T(F_s), a translator of three 3x3 convolutions.
     Labels: not used.

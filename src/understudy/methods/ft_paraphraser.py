@@ -18,8 +18,7 @@ from understudy.objectives.shapes import average
 class FTParaphraser(Method, name="ft_paraphraser"):
     """Learn to paraphrase the teacher's features, so that `ft` can transfer the paraphrase.
 
-    Paper: Kim, Park and Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018,
-    equation 1.
+    Paper: Kim, Park and Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018.
     Equation: mean over samples and elements of (P(F_t) - F_t)^2. P is three 3x3 convolutions to k times the channels
     and three transposed ones back, each followed by a leaky ReLU of slope 0.1.
     Labels: not used.

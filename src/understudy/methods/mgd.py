@@ -16,7 +16,7 @@ from understudy.models.projectors import align_widths, to_smaller
 class MGD(Method, name="mgd"):
     """Generate the teacher's whole map from the student's with a part of it masked.
 
-    Paper: Yang et al., "Masked Generative Distillation", ECCV 2022, equation 5.
+    Paper: Yang et al., "Masked Generative Distillation", ECCV 2022.
     Equation: sum over pairs of maps, mean over samples of |G(mask * A(F_s)) - F_t|^2, summed over elements; G is a 3x3
     convolution, a ReLU and a 3x3 convolution, A a 1x1 convolution where widths differ.
     Labels: not used.

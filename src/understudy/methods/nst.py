@@ -15,7 +15,7 @@ from understudy.models.projectors import to_smaller
 class NST(Method, name="nst"):
     """Match the distribution of the teacher's channels, each seen as a pattern over the places of a map.
 
-    Paper: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, equation 4.
+    Paper: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017.
     Equation: sum over pairs of maps, mean over samples of mean k(t_i, t_j) + mean k(s_i, s_j) - 2 mean k(s_i, t_j) over
     pairs of channels, each a unit vector over places: a squared maximum mean discrepancy.
     Labels: not used.

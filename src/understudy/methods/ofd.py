@@ -21,7 +21,7 @@ from understudy.teachers.study import Study
 class OFD(Method, name="ofd"):
     """Regress the teacher's features before the activation, but for how far below zero they are.
 
-    Paper: Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, equations 2 to 5.
+    Paper: Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019.
     Equation: sum over pairs l of n of 2^(l - n), mean over samples of the sum over elements of (s - t')^2 unless
     s <= t' <= 0, with t' = max(t, m); s and t before the activation, s through a connector, m the mean of the channel's
     negative responses.

@@ -23,7 +23,7 @@ def expected_negative(norm: nn.Module) -> torch.Tensor:
     Phi(-b / s), and -3 s where less than `RARE` of the mass is negative. A channel of scale 0 is constant: its value is
     b, at most 0.
 
-    Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, equation 3, and their code.
+    Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, and their code.
 
     Raises:
         ModelError: the module is no batch norm.
