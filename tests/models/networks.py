@@ -51,7 +51,7 @@ class Blocks(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*[nn.Linear(16, 16) for _ in range(3)])
+        self.blocks = nn.Sequential(*[nn.LayerNorm(16) for _ in range(3)])
         self.fc = nn.Linear(16, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
