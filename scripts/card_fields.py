@@ -11,7 +11,7 @@ from typing import Any
 import griffe
 
 FIELD = re.compile(
-    r"^(Paper|Equation|Source|Labels|Use|Deviation|Official|Cost|Fails when): ", re.MULTILINE
+    r"^(Paper|Equation|Source|Labels|Use|Deviation|Official|Weight|Cost|Fails when): ", re.MULTILINE
 )
 
 

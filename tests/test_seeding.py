@@ -19,6 +19,13 @@ def test_uniform_is_a_pure_function_of_each_sample() -> None:
     assert ((whole >= 0) & (whole < 1)).all()
 
 
+def test_uniform_on_a_device_gives_the_same_numbers() -> None:
+    ids, views = torch.tensor([5, 9, 2**62, 0, -7, 2**63 - 1]), torch.tensor([0, 3, 1, 0, 2**40, 8])
+    for seed, purpose in ((7, "crop"), (2**40, "negatives"), (0, "")):
+        drawn = seeding.uniform_on_device(seed, ids, views, purpose, 50)
+        assert torch.equal(drawn, seeding.uniform(seed, ids, views, purpose, 50))
+
+
 def test_uniform_differs_by_seed_id_view_purpose_and_position() -> None:
     ids, views = torch.arange(2000), torch.zeros(2000, dtype=torch.int64)
     base = seeding.uniform(0, ids, views, "a", 2)

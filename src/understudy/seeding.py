@@ -66,6 +66,29 @@ def uniform(
     return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24))
 
 
+def uniform_on_device(
+    seed: int, ids: torch.Tensor, views: torch.Tensor, purpose: str, count: int = 1
+) -> torch.Tensor:
+    """Draw the numbers of `uniform` where the ids are: no accelerator waits for the CPU.
+
+    Args:
+        seed: see `uniform`.
+        ids: int64 [B].
+        views: int64 [B] on the same device; any counter that tells draws for one sample apart.
+        purpose: see `uniform`.
+        count: see `uniform`.
+
+    Returns:
+        float32 [B, count] on the device of the ids, bit for bit what `uniform` gives.
+    """
+    key, golden = derive(seed, purpose), _signed(_GOLDEN)
+    state = _mix_on_device(ids + key)
+    state = _mix_on_device(state ^ (views * golden + key))
+    counters = torch.arange(1, count + 1, device=ids.device) * golden
+    bits = _mix_on_device(state.unsqueeze(1) + counters)
+    return _shifted_right(bits, 40).float() * 2.0**-24
+
+
 def _mix(state: np.ndarray) -> np.ndarray:
     """Apply the SplitMix64 finaliser to uint64 values."""
     with np.errstate(over="ignore"):
@@ -73,3 +96,21 @@ def _mix(state: np.ndarray) -> np.ndarray:
         state = (state ^ (state >> np.uint64(30))) * _MIX_1
         state = (state ^ (state >> np.uint64(27))) * _MIX_2
         return np.asarray(state ^ (state >> np.uint64(31)))
+
+
+def _mix_on_device(state: torch.Tensor) -> torch.Tensor:
+    """Apply `_mix` to int64 values, which wrap around as uint64 do; the argument is overwritten."""
+    state.add_(_signed(_GOLDEN))
+    state.bitwise_xor_(_shifted_right(state, 30)).mul_(_signed(_MIX_1))
+    state.bitwise_xor_(_shifted_right(state, 27)).mul_(_signed(_MIX_2))
+    return state.bitwise_xor_(_shifted_right(state, 31))
+
+
+def _shifted_right(state: torch.Tensor, bits: int) -> torch.Tensor:
+    """Shift int64 values as if they were unsigned: what comes in from the left is 0, not the sign."""
+    return (state >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+
+
+def _signed(constant: np.uint64) -> int:
+    """Return the int64 with the same bits."""
+    return int(constant.astype(np.int64))

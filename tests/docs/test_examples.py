@@ -3,6 +3,8 @@
 A page's Python blocks are one program, run in an empty directory in a process of its own. A block with a title such as
 `title="my_method.py"` is a file beside that program. A block after `<!-- no-run -->` is left out. So that this takes
 seconds, more than three epochs become three, and a list of seeds becomes one seed.
+
+YAML blocks that are whole recipes are read. A title makes one a file that later blocks may have as their base.
 """
 
 from __future__ import annotations
@@ -144,15 +146,19 @@ def test_commands_exist_with_their_options(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", with_language("yaml"), ids=name)
-def test_recipes_are_accepted(page: Path) -> None:
-    from understudy.recipe.loading import from_values
+def test_recipes_are_accepted(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from understudy.recipe.loading import load
 
+    monkeypatch.chdir(tmp_path)
     for block in blocks(page):
         if block.language == "yaml" and not block.skipped:
-            values = yaml.safe_load("\n".join(block.lines))
+            file = Path(block.title or f"line-{block.first}.yaml")
+            file.write_text("\n".join(block.lines) + "\n", encoding="utf-8")
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
             assert values is not None, f"{page.name}:{block.first}"
-            if {"data", "student"} <= set(values):  # a whole recipe; the others show a part of one
-                from_values(values)
+            # A whole recipe, or one over a base; the others show a part of one.
+            if {"data", "student"} <= set(values) or "base" in values:
+                load(file)
 
 
 def test_commands_are_read_as_a_shell_does(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ DISTRIBUTION_OF = {
     "mlflow": "mlflow-skinny",
     "pandas": "datasets",
     "pydantic_core": "pydantic",
+    "faiss": "faiss-cpu",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from understudy.errors import ModelError
-from understudy.models.projectors import Projector, tokens_to_map
+from understudy.models.projectors import (
+    Connector,
+    Projector,
+    align_widths,
+    to_smaller,
+    tokens_to_map,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,3 +53,31 @@ def test_tokens_become_a_map_without_their_prefix() -> None:
 def test_unknown_rank_is_refused() -> None:
     with pytest.raises(ModelError, match="student's feature has shape"):
         Projector((1, 2, 3, 4), (8,))
+
+
+def test_connector_normalises_with_the_batch_and_keeps_nothing() -> None:
+    connector = Connector((8, 6, 6), (16, 3, 3))
+    assert not list(connector.buffers())
+    teacher = torch.randn(5, 16, 3, 3)
+    left, right = connector(torch.randn(5, 8, 6, 6) + 3, teacher)
+    assert left.shape == right.shape == (5, 16, 3, 3) and right is teacher
+    torch.testing.assert_close(left.mean(dim=(0, 2, 3)), torch.zeros(16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(left.std(dim=(0, 2, 3)), torch.ones(16), atol=0.03, rtol=0)
+    deviation = Connector((32, 4, 4), (512, 4, 4)).map[0].weight.std().item()
+    assert deviation == pytest.approx((2 / 512) ** 0.5, rel=0.05)
+
+
+def test_equal_widths_need_no_connector_unless_asked() -> None:
+    student, teacher = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 2, 2)
+    left, _ = Connector((8, 4, 4), (8, 2, 2), always=False)(student, teacher)
+    torch.testing.assert_close(left, torch.nn.functional.avg_pool2d(student, 2))
+    assert list(Connector((8, 4, 4), (8, 2, 2)).parameters())
+    assert not list(align_widths(8, 8).parameters())
+    assert [p.shape for p in align_widths(8, 4, bias=False).parameters()] == [(4, 8, 1, 1)]
+
+
+def test_the_smaller_height_and_width_are_taken_one_by_one() -> None:
+    student, teacher = torch.randn(2, 3, 8, 2), torch.randn(2, 5, 4, 6)
+    left, right = to_smaller(student, teacher)
+    torch.testing.assert_close(left, torch.nn.functional.avg_pool2d(student, (2, 1)))
+    torch.testing.assert_close(right, torch.nn.functional.avg_pool2d(teacher, (1, 3)))

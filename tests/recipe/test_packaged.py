@@ -8,24 +8,30 @@ from typing import Any
 import pytest
 import yaml
 
+import understudy as us
 from understudy.errors import RecipeError
 from understudy.recipe import Recipe, from_values, load, packaged, schema
-from understudy.recipe.loading import read_text
+from understudy.recipe.finding import find
 from understudy.recipe.problems import Section
 
 Values = Callable[..., dict[str, Any]]
-NAMES = ["demo", "digits", "huggingface_images", "huggingface_text", "image_folder", "table_text"]
+NAMES = packaged()
 
 
 def documented(repository: Path) -> list[str]:
-    """The recipes in the documentation: YAML blocks with a student."""
+    """The recipes in the documentation: YAML blocks with a student or a base."""
     text = (repository / "docs" / "recipes.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
-    return [block for block in blocks if "\nstudent:" in block]
+    blocks = re.findall(r"```yaml[^\n]*\n(.*?)```", text, flags=re.DOTALL)
+    return [block for block in blocks if re.search(r"^(student|base):", block, re.M)]
 
 
-def test_the_packaged_recipes() -> None:
-    assert packaged() == NAMES
+def test_recipes_in_folders_are_packaged_too() -> None:
+    folder = Path(us.__file__).parent / "recipes"
+    assert [
+        file.relative_to(folder).with_suffix("").as_posix()
+        for file in sorted(folder.rglob("*.yaml"), key=lambda file: file.as_posix())
+    ] == NAMES
+    assert {"cifar100/kd", "demo", "huggingface_text"} < set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -33,15 +39,6 @@ def test_a_packaged_recipe_is_valid_and_reads_back(name: str) -> None:
     recipe = load(name)
     assert recipe.baseline
     assert from_values(yaml.safe_load(yaml.safe_dump(recipe.resolved()))) == recipe
-
-
-def test_recipes_of_the_documentation_are_valid(repository: Path, tmp_path: Path) -> None:
-    blocks = documented(repository)
-    assert blocks
-    for number, block in enumerate(blocks):
-        file = tmp_path / f"{number}.yaml"
-        file.write_text(block)
-        load(file)
 
 
 def test_a_recipe_is_found_as_file_run_directory_or_packaged_name(
@@ -54,16 +51,20 @@ def test_a_recipe_is_found_as_file_run_directory_or_packaged_name(
     Path("run").mkdir()
     Path("run/recipe.yaml").write_text(yaml.safe_dump(values()))
     assert load("run").name == "example"
-    assert read_text("digits")[1] == "The packaged recipe 'digits'"
+    assert find("digits").title == "The packaged recipe 'digits'"
+    assert load("digits").name == "digits"
+    assert load("cifar100/kd").name == "cifar100-kd"
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
         ("digit", "no packaged recipe called 'digit'. Did you mean 'digits'"),
+        ("cifar100/kdd", "no packaged recipe called 'cifar100/kdd'. Did you mean .*'cifar100/kd'"),
+        ("kd", "no packaged recipe called 'kd'. Did you mean .*'cifar100/kd'"),
         (
             "nowhere/x.yaml",
-            r"There is no recipe 'nowhere/x.yaml' \(looked in .*Packaged recipes: demo",
+            r"There is no recipe 'nowhere/x.yaml' \(looked in .*Packaged recipes: cifar100/.*, demo",
         ),
         (".", "is a folder without a recipe.yaml"),
         ("list.yaml", "should be a mapping .* found the list"),
@@ -113,17 +114,29 @@ def test_the_schema_is_one_and_accepts_what_validation_accepts(
     described = schema()
     jsonschema.Draft202012Validator.check_schema(described)
     check = jsonschema.Draft202012Validator(described)
-    good = [yaml.safe_load(read_text(name)[0]) for name in NAMES]
-    good += [yaml.safe_load(block) for block in documented(repository)]
+    good = [yaml.safe_load(find(name).text) for name in NAMES]
+    of_documentation = [yaml.safe_load(block) for block in documented(repository)]
+    assert len(of_documentation) > 3
     good += [
         values(),
         {**values(), "arms": None, "methods": ["kd", {"name": "py:mine:Method", "x": 1}]},
         values(teacher="kd:resnet20", optimizer={"lr": 1}, early_stopping={"patience": 2}),
         values(data={"name": "digits", "test": 0.2}, schedule={"name": "step", "milestones": [1]}),
         from_values(values()).resolved(),
+        # What a base may give, a recipe may leave out.
+        {"base": "digits"},
+        {"base": "digits", "arms": {"kd": None, "new": ["fitnet"]}, "teacher": {"train": {}}},
+        {"base": "digits", "data": {"labels": 5}, "student": {"model": {"width": 0.5}}},
+        {"base": "digits", "data": {"source": {"test": 0.2}}, "optimizer": {"name": "sgd"}},
+        {"base": "cifar100/kd", "schedule": {"name": "step", "gamma": 0.2}},
+        values(
+            schedule={"name": "step", "milestones": [1]},
+            arms={"kd": {"methods": ["kd"], "schedule": {"name": "step", "gamma": 0.2}}},
+        ),
     ]
-    for recipe in good:
+    for recipe in good + of_documentation:
         assert not [error.message for error in check.iter_errors(recipe)], recipe
+    for recipe in good:
         from_values(recipe) if "py:mine:Method" not in str(recipe) else None
     bad = [
         values(batch_siz=3),
@@ -134,15 +147,28 @@ def test_the_schema_is_one_and_accepts_what_validation_accepts(
         values(arms={"kd": {"metods": ["kd"]}}),
         values(schedule="step"),
         {"student": "kd:resnet8"},
+        values(arms={"kd": None}),
+        values(data={"labels": 5}),
+        values(student={"model": {"width": 0.5}}),
+        values(teacher={"train": {}}),
+        values(data={"source": {"test": 0.2}}),
+        values(schedule={"name": "step", "gamma": 0.2}),
+        {"base": 3},
+        {"base": "digits", "epoch": 3},
+        {"base": "digits", "data": {"lables": 5}},
+        {"base": "digits", "data": {"source": {"name": "digits", "tst": 0.2}}},
+        {"base": "digits", "schedule": "step"},
     ]
     for recipe in bad:
         assert list(check.iter_errors(recipe)), recipe
+        with pytest.raises(RecipeError):
+            from_values(recipe)
 
 
 def test_the_schema_has_all_keys_with_a_description() -> None:
     described = schema()
     assert described["$schema"].endswith("2020-12/schema")
-    assert set(described["properties"]) == set(Recipe.model_fields)
+    assert set(described["properties"]) == {"base", *Recipe.model_fields}
     assert issubclass(Recipe, Section)
     for key, shape in described["properties"].items():
         assert shape.get("description"), key

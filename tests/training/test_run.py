@@ -410,6 +410,17 @@ def test_auto_precision_is_measured_and_kept(
     assert lines(tmp_path / "r", "run")[0]["precision"] in ("float32", "bf16")
 
 
+def test_channels_last_is_neither_tried_nor_taken_where_it_corrupts_memory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    with caplog.at_level(logging.INFO, logger="understudy"):
+        run(experiment(precision="auto", channels_last="auto"), tmp_path / "auto")
+    assert "channels last" not in caplog.text and "Probe: a step takes" in caplog.text
+    with pytest.raises(PreflightError, match=r"layer2.0.downsample.0' of the student \(4 input"):
+        run(experiment(channels_last=True), tmp_path / "refused")
+
+
 def test_supervised_reads_only_the_labelled(tmp_path: Path) -> None:
     seen: set[int] = set()
 

@@ -18,10 +18,12 @@ from understudy.data.source import Source
 from understudy.data.sources.python import from_tensors
 from understudy.data.transforms.horizontal_flip import HorizontalFlip
 from understudy.data.transforms.random_crop import RandomCrop
-from understudy.methods import KD, FitNet, Method, Supervised
+from understudy.methods import KD, FitNet, Method, Step, Study, Supervised, Wiring
 from understudy.models import kd
 from understudy.models.model import Model
 from understudy.models.preprocess import ImagePreprocess
+from understudy.teachers.features import Features
+from understudy.teachers.statistics import Moments
 from understudy.training.experiment import Experiment, ExperimentData, ExperimentTeacher
 from understudy.training.optimizers import Optimizer
 from understudy.training.run import RunResult, run
@@ -79,7 +81,48 @@ def model(kind: str = "resnet8", width: float = 0.25) -> Model:
     )
 
 
-METHODS: dict[str, Callable[[], Method]] = {"supervised": Supervised, "kd": KD, "fitnet": FitNet}
+class Coordinates(Method):
+    """Regress the teacher's feature of the sample as it is, kept on disk, in its principal coordinates."""
+
+    needs_teacher = False
+
+    def __init__(self, count: int = 20, cached: bool = True) -> None:
+        super().__init__()
+        self.count, self.cached = count, cached
+
+    def wire(self, wiring: Wiring) -> None:
+        self.tap = f"{wiring.teacher.description.classifier}@input"
+        (width,) = wiring.teacher.tap(self.tap).shape
+        self.linear = nn.Linear(wiring.classes, self.count)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("basis", torch.zeros(width, self.count))
+        self.register_buffer("rotation", torch.zeros(self.count, self.count))
+
+    def fit(self, study: Study) -> None:
+        moments, self.features = Moments(self.tap), Features(self.tap)
+        study.collect(moments, *[self.features] if self.cached else [])
+        found = moments.principal(self.count)
+        self.mean.copy_(found.mean)
+        self.basis.copy_(found.basis)
+        drawn = torch.randn(self.count, self.count, generator=study.stream("rotation"))
+        self.rotation.copy_(torch.linalg.qr(drawn).Q)
+
+    def loss(self, step: Step) -> torch.Tensor:
+        assert step.student.logits is not None
+        given = self.linear(step.student.logits)
+        if not self.cached:
+            return ((self.basis.T @ self.basis - 0.5) @ given.T).square().mean()
+        target = (self.features.rows_for(step.batch.index) - self.mean) @ self.basis
+        return (given - target @ self.rotation).square().mean()
+
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "supervised": Supervised,
+    "kd": KD,
+    "fitnet": FitNet,
+    "coordinates": Coordinates,
+    "narrow": lambda: Coordinates(3),
+}
 
 
 def experiment(

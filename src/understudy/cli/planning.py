@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from understudy.teachers.study import Note
     from understudy.training.plan import ModelPlan, Plan, StagePlan
 
 _WIDTH = 160
@@ -39,7 +40,8 @@ def print_plan(name: str, overrides: Sequence[str], *, modules: bool) -> bool:
     if entries and speaks():
         click.echo("This recipe runs code of its own:")
         click.echo("\n".join(f"  {entry}" for entry in entries) + "\n")
-    plan = make_plan(recipe.build(RUNS / recipe.name))
+    directory = RUNS / recipe.name
+    plan = make_plan(recipe.build(directory), directory)
     if speaks():
         from rich.console import Console
 
@@ -63,8 +65,9 @@ def show_plan(console: Console, plan: Plan, *, modules: bool) -> None:
             for tap in wanted
         ]
         notes = [f"  {note}" for note in stage.notes]
-        if taps or notes:
-            _lines(console, [f"{stage.arm} / {stage.stage}", *taps, *notes, ""])
+        fits = [f"  {_fit(note)}" for note in stage.fits]
+        if taps or notes or fits:
+            _lines(console, [f"{stage.arm} / {stage.stage}", *taps, *notes, *fits, ""])
     if modules:
         for model in plan.models:
             console.print(_modules(model))
@@ -90,6 +93,8 @@ def _run_lines(plan: Plan) -> list[str]:
         lines.append(
             f"{plan.members} members, about {duration(plan.seconds)} of training steps in all"
         )
+    if plan.fit_seconds:
+        lines.append(f"about {duration(plan.fit_seconds)} of fitting to the teacher before, once")
     return [*lines, ""]
 
 
@@ -174,6 +179,17 @@ def _row(table: Table, *cells: str) -> None:
     from rich.markup import escape
 
     table.add_row(*map(escape, cells))
+
+
+def _fit(note: Note) -> str:
+    """Return a line on what a method fits to the teacher before its stage."""
+    line = f"{note.method} fits {note.what}: "
+    if note.found:
+        return f"{line}in the cache"
+    if note.samples == 0:
+        return f"{line}computed once, {size(note.size)} on disk"
+    time = "" if note.seconds is None else f"about {duration(note.seconds)}, "
+    return f"{line}one pass over {note.samples:,} samples, {time}{size(note.size)} on disk"
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -156,3 +156,23 @@ class SampleOrder:
             if len(self._permutations) > KEPT_PERMUTATIONS:
                 self._permutations.popitem(last=False)
         return self._permutations[number]
+
+
+class InOrder(SampleOrder):
+    """Every sample of a split once, by position, in one view: for what looks at the samples without learning.
+
+    Args:
+        count: samples of the split.
+        batch_size: samples in a batch; the last one may hold fewer.
+        view: number of the view that all of them are shown in.
+    """
+
+    def __init__(self, count: int, *, batch_size: int, view: int) -> None:
+        """Keep the numbers."""
+        super().__init__(torch.arange(count), batch_size=batch_size, seed=0, drop_last=False)
+        self._view = view
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return positions int64 [B] and the view of each, int64 [B], of batch `step`."""
+        positions = self.population[step * self.batch_size : (step + 1) * self.batch_size]
+        return positions, torch.full_like(positions, self._view)

@@ -1,9 +1,96 @@
 """Methods: one file per published method."""
 
+from understudy.methods.ab import AB
+from understudy.methods.at import AT
+from understudy.methods.cckd import CCKD
+from understudy.methods.cka import CKA
+from understudy.methods.crd import CRD
+from understudy.methods.cwd import CWD
+from understudy.methods.dist import DIST
+from understudy.methods.dkd import DKD
+from understudy.methods.feature_gram import FeatureGram
 from understudy.methods.fitnet import FitNet
+from understudy.methods.fsp import FSP
+from understudy.methods.ft import FT
+from understudy.methods.ft_paraphraser import FTParaphraser
+from understudy.methods.ickd import ICKD
 from understudy.methods.kd import KD
+from understudy.methods.ktaad import KTAAD
+from understudy.methods.ktaad_translator import KTAADTranslator
+from understudy.methods.logit_standardised_kd import LogitStandardisedKD
 from understudy.methods.method import Method, Ramp, Step, methods
+from understudy.methods.mgd import MGD
+from understudy.methods.mi_alpha import MIAlpha
+from understudy.methods.minilm import MiniLM
+from understudy.methods.nkd import NKD
+from understudy.methods.nst import NST
+from understudy.methods.ofa import OFA
+from understudy.methods.ofd import OFD
+from understudy.methods.pad import PAD
+from understudy.methods.pkd import PKD
+from understudy.methods.pkt import PKT
+from understudy.methods.procrustes import Procrustes
+from understudy.methods.review import Review
+from understudy.methods.rkd import RKD
+from understudy.methods.sinkd import SinKD
+from understudy.methods.skd import SKD
+from understudy.methods.sp import SP
+from understudy.methods.srd import SRD
+from understudy.methods.sskd import SSKD
+from understudy.methods.sskd_head import SSKDHead
 from understudy.methods.supervised import Supervised
+from understudy.methods.tf_kd import TfKD
+from understudy.methods.uskd import USKD
+from understudy.methods.vid import VID
 from understudy.methods.wiring import Wiring
+from understudy.teachers.study import Study
 
-__all__ = ["KD", "FitNet", "Method", "Ramp", "Step", "Supervised", "Wiring", "methods"]
+__all__ = [
+    "AB",
+    "AT",
+    "CCKD",
+    "CKA",
+    "CRD",
+    "CWD",
+    "DIST",
+    "DKD",
+    "FSP",
+    "FT",
+    "ICKD",
+    "KD",
+    "KTAAD",
+    "MGD",
+    "NKD",
+    "NST",
+    "OFA",
+    "OFD",
+    "PAD",
+    "PKD",
+    "PKT",
+    "RKD",
+    "SKD",
+    "SP",
+    "SRD",
+    "SSKD",
+    "USKD",
+    "VID",
+    "FTParaphraser",
+    "FeatureGram",
+    "FitNet",
+    "KTAADTranslator",
+    "LogitStandardisedKD",
+    "MIAlpha",
+    "Method",
+    "MiniLM",
+    "Procrustes",
+    "Ramp",
+    "Review",
+    "SSKDHead",
+    "SinKD",
+    "Step",
+    "Study",
+    "Supervised",
+    "TfKD",
+    "Wiring",
+    "methods",
+]

@@ -15,13 +15,17 @@ class FitNet(Method, name="fitnet"):
     Paper: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, equation 3.
     Equation: mean over samples and elements of (r(F_s) - F_t)^2 with a learned 1x1 convolution (linear map) r.
     Deviation: mean instead of half the sum over elements, so that the size does not depend on the map.
+    Labels: not used.
     Use: as a stage of its own before distilling (the paper's two stages) or added to `kd` and `supervised`.
+    Cost: a 1x1 convolution (linear map) of student width x teacher width, in training only.
     Fails when: the hint lies so deep that the student is bound to the teacher's exact features.
 
     Args:
         student_tap: module path in the student, or "auto" for the middle stage.
         teacher_tap: module path in the teacher, or "auto" for the stage that corresponds.
     """
+
+    family = "feature"
 
     def __init__(self, student_tap: str = "auto", teacher_tap: str = "auto") -> None:
         """Keep the configuration."""
@@ -37,7 +41,5 @@ class FitNet(Method, name="fitnet"):
 
     def loss(self, step: Step) -> torch.Tensor:
         """Return the mean over the samples."""
-        student, teacher = self.projector(
-            step.student.features[self.places[0]], step.teacher.features[self.places[1]]
-        )
-        return objectives.mse(student, teacher, weight=step.batch.weight)
+        student, teacher = self.projector(*step.features(*self.places))
+        return objectives.mse(student, teacher, weight=step.weight_of(student))

@@ -14,6 +14,7 @@ class KD(Method, name="kd"):
     Paper: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
     Equation: T^2 * KL(softmax(t / T) || softmax(s / T)), mean over samples, in nats.
     Labels: not used; add `supervised` to use them (the paper's sum is `supervised` at 1 - alpha and `kd` at alpha).
+    Cost: none beside the teacher's forward pass.
     Fails when: the teacher is worse than the student would be alone, or so confident that its probabilities say
     no more than its top class; raise the temperature then.
 
@@ -30,10 +31,4 @@ class KD(Method, name="kd"):
 
     def loss(self, step: Step) -> torch.Tensor:
         """Return the mean over the samples."""
-        assert step.student.logits is not None and step.teacher.logits is not None
-        return objectives.kd(
-            step.student.logits,
-            step.teacher.logits,
-            temperature=self.temperature,
-            weight=step.batch.weight,
-        )
+        return objectives.kd(*step.logits(), temperature=self.temperature, weight=step.batch.weight)

@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from understudy.data.batch import Batch
@@ -17,6 +18,11 @@ from understudy.methods.wiring import Wiring
 from understudy.models.outputs import Outputs
 from understudy.registry import Registry
 from understudy.tasks.classification import Classification
+from understudy.teachers.study import Study
+
+Family = Literal[
+    "labels", "response", "feature", "relation", "information", "self-supervision", "structure"
+]
 
 methods: Registry[type[Method]] = Registry("method", "understudy.methods")
 """All methods by name; one file each in `methods/`."""
@@ -56,10 +62,17 @@ class Method(nn.Module):
     """
 
     name: ClassVar[str] = "method"
-    needs_labels: ClassVar[bool] = False
-    """Whether samples without a label are of no use to the method."""
-    needs_teacher: ClassVar[bool] = True
-    """Whether `loss` asks for a teacher. An only teacher then runs before the student, unless the weight is 0."""
+    needs_labels: bool = False
+    """Whether samples without a label are of no use to the method. A constructor may set it for its instance."""
+    needs_teacher: bool = True
+    """Whether `loss` asks for a teacher. An only teacher then runs before the student, unless the weight is 0. A
+    constructor may set it for its instance."""
+    trains_student: ClassVar[bool] = True
+    """Whether the loss reaches the student. A stage whose methods all say no leaves the student as it is."""
+    follows: ClassVar[tuple[str, ...]] = ()
+    """Methods that need an earlier stage of the same arm, in order: this one goes on from what they learnt."""
+    family: ClassVar[Family] = "response"
+    """What the method compares; the documentation is sorted by it."""
 
     weight: float | Ramp
 
@@ -97,8 +110,25 @@ class Method(nn.Module):
         parameters = inspect.signature(type(self).__init__).parameters
         return {name: getattr(self, name) for name in list(parameters)[1:]}
 
+    @property
+    def fits(self) -> bool:
+        """Whether the method has a `fit` of its own."""
+        return type(self).fit is not Method.fit
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether there has to be a teacher: for the loss, or to fit to."""
+        return self.needs_teacher or self.fits
+
     def wire(self, wiring: Wiring) -> None:
         """Ask for taps and size projectors. Called once per stage, when the shapes are known."""
+
+    def fit(self, study: Study) -> None:
+        """Learn from passes of the teacher over the training samples. Called once per stage, after `wire`.
+
+        In a plan, and where a checkpoint brings parameters and buffers back, the study is provisional: shapes count
+        then, values don't. What `fit` leaves elsewhere than in parameters and buffers has to come from `study.collect`.
+        """
 
     def inputs(self, batch: Batch) -> Batch:
         """Change what both models see."""
@@ -114,7 +144,8 @@ class Method(nn.Module):
     def after_step(self, step: Step) -> None:
         """Update what follows the student: momentum copies, banks.
 
-        Called after the optimiser's step, without gradient.
+        Called after the optimiser's step, without gradient: once for every part of the batch where it was split. Under
+        several processes each has its own part; `step.gather` gives the rows of all.
         """
 
     def valid(self, batch: Batch) -> torch.Tensor:
@@ -173,6 +204,88 @@ class Step:
     def labels(self) -> torch.Tensor | None:
         """The batch's labels (see `Batch.labels`), or None."""
         return self.batch.labels
+
+    def labels_for(self, method: str) -> torch.Tensor:
+        """Return the batch's labels (see `Batch.labels`) for a method that needs them.
+
+        Raises:
+            UnderstudyError: nothing in the data is labelled.
+        """
+        if self.batch.labels is None:
+            raise UnderstudyError(f"Method '{method}' needs labels, and this batch has none.")
+        return self.batch.labels
+
+    def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the student's and the only teacher's logits, [B, C] each."""
+        pair = []
+        for role, outputs in (("student", self.student), ("teacher", self.teacher)):
+            if outputs.logits is None:
+                raise UnderstudyError(f"A method asks for the {role}'s logits, and it gives none.")
+            pair.append(outputs.logits)
+        return pair[0], pair[1]
+
+    def features(self, student_tap: str, teacher_tap: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the student's and the only teacher's feature at two taps."""
+        return self.student.features[student_tap], self.teacher.features[teacher_tap]
+
+    def weight_of(self, feature: torch.Tensor, role: str = "student") -> torch.Tensor | None:
+        """Return the weights of a feature's elements in a mean over samples, None for all ones.
+
+        Args:
+            feature: [B, ...].
+            role: whose feature it is: "student" or a teacher's name.
+
+        Returns:
+            [B, T] for a token sequence [B, T, D] whose padding the model's attention mask marks: each sample's weight,
+            spread evenly over its tokens that are no padding. The batch's weight [B], or None, for anything else.
+        """
+        mask = self.token_mask(feature, role)
+        if mask is None:
+            return self.batch.weight
+        share = mask / mask.sum(dim=1, keepdim=True).clamp_min(1)
+        return share if self.batch.weight is None else share * self.batch.weight.unsqueeze(1)
+
+    def token_mask(self, feature: torch.Tensor, role: str = "student") -> torch.Tensor | None:
+        """Return float [B, T], 1 for tokens and 0 for padding, when `feature` [B, T, D] is a padded sequence."""
+        inputs = self.batch.inputs[role]
+        if feature.dim() != 3 or not isinstance(inputs, Mapping):
+            return None
+        mask = inputs.get("attention_mask")
+        if not isinstance(mask, torch.Tensor) or mask.shape != feature.shape[:2]:
+            return None
+        return mask.float()
+
+    def pooled(self, feature: torch.Tensor, role: str = "student") -> torch.Tensor:
+        """Return [B, D]: a vector as it is, the mean of a map over its places, of a sequence over its tokens."""
+        if feature.dim() == 2:
+            return feature
+        if feature.dim() == 4:
+            return feature.mean(dim=(2, 3))
+        mask = self.token_mask(feature, role)
+        if mask is None:
+            return feature.mean(dim=1)
+        return (feature * mask.unsqueeze(2)).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp_min(1)
+
+    @staticmethod
+    def gather(rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows [B, ...] of all processes, one after the other, without a gradient.
+
+        Every process has to call it at the same point.
+        """
+        rows = rows.detach()
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return rows
+        counts = [
+            torch.zeros(1, dtype=torch.int64, device=rows.device)
+            for _ in range(dist.get_world_size())
+        ]
+        dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+        lengths = [int(count) for count in counts]
+        padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.zeros_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
 
 class _Lazy(Mapping[str, Outputs]):

@@ -11,12 +11,14 @@ class Supervised(Method, name="supervised"):
     """Cross-entropy with the labels; samples without a label do not count.
 
     Equation: mean over labelled samples of -sum_c y_c log softmax(s)_c, in nats. Hard or soft (mixed) labels.
+    Cost: none.
     Fails when: there are very few labels and the student overfits them; add `kd`.
 
     Args:
         label_smoothing: share of the probability mass spread evenly over the classes.
     """
 
+    family = "labels"
     needs_labels = True
     needs_teacher = False
 

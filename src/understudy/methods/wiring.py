@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from understudy.data.source import Split
 from understudy.errors import UnderstudyError
 from understudy.methods.surgery import G, H, Placed, Shape, graft_student, replace_head
 from understudy.models.description import (
@@ -22,6 +23,9 @@ from understudy.models.outputs import call, logits_of
 from understudy.models.projectors import Projector
 from understudy.models.taps import find_module, probe_taps
 
+Taps = Literal["auto"] | Sequence[str]
+"""Where a method reads features: module paths, or "auto"."""
+
 
 @dataclass(frozen=True)
 class TapShape:
@@ -29,6 +33,11 @@ class TapShape:
 
     name: str
     shape: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Channels of a map (C, H, W), else the last dimension."""
+        return self.shape[0] if len(self.shape) == 3 else self.shape[-1]
 
 
 class Side:
@@ -64,6 +73,10 @@ class Side:
         """Return the shape at a tap, without the batch, and do not ask for it."""
         return tuple(self._probe([name])[0][name].shape[1:])
 
+    def is_signed(self, name: str) -> bool:
+        """Tell whether a tap gives negative numbers too on the example, as what goes into an activation does."""
+        return bool((self._probe([name])[0][name] < 0).any())
+
     def refresh(self, cause: str) -> None:
         """Look at the model again, which was changed by `cause`.
 
@@ -91,6 +104,17 @@ class Side:
 
         return describe(self.module, run, input_height=self.input_height)
 
+    @property
+    def embedding(self) -> str:
+        """The tap of what goes into the classifier; without a linear classifier the last stage."""
+        if self.description.classifier is not None:
+            return f"{self.description.classifier}@input"
+        if not self.description.stages:
+            raise UnderstudyError(
+                f"The {self.role} has neither a linear classifier nor stages that were found; name the tap."
+            )
+        return self.description.stages[-1].tap
+
     def _probe(self, names: Iterable[str]) -> tuple[dict[str, torch.Tensor], set[str]]:
         return probe_taps(
             self.module, names, lambda tapped: call(tapped, self.inputs), training=self.training
@@ -104,12 +128,25 @@ class Wiring:
         student: the student's side.
         teachers: teacher name -> side.
         classes: number of classes.
+        train: the stage's training samples, with the labels that may be seen; None outside of a run.
+        seed: the seed of the method that is being wired: what it draws, it draws from streams of this seed.
+        earlier: method name -> the state that it had at the end of an earlier stage of the same arm.
         notes: sentences for the plan, such as which layers were paired and why.
     """
 
-    def __init__(self, student: Side, teachers: dict[str, Side], *, classes: int) -> None:
+    def __init__(
+        self,
+        student: Side,
+        teachers: dict[str, Side],
+        *,
+        classes: int,
+        train: Split | None = None,
+        earlier: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+    ) -> None:
         """Keep the sides."""
         self.student, self.teachers, self.classes = student, teachers, classes
+        self.train, self.earlier = train, dict(earlier or {})
+        self.seed = 0
         self.notes: list[str] = []
         self._claimed: set[nn.Module] = set()
 
@@ -121,6 +158,17 @@ class Wiring:
                 f"A method asks for the teacher, but this stage has {len(self.teachers)} teachers."
             )
         return next(iter(self.teachers.values()))
+
+    def check_classes(self, least: int, *, method: str) -> None:
+        """Refuse data with fewer classes than a method can work with.
+
+        Raises:
+            UnderstudyError: there are fewer.
+        """
+        if self.classes < least:
+            raise UnderstudyError(
+                f"Method '{method}' needs at least {least} classes, and the data has {self.classes}."
+            )
 
     def stage_pairs(self) -> list[tuple[StageDescription, StageDescription]]:
         """Return (student stage, teacher stage) pairs, paired by stride or depth."""
@@ -146,12 +194,181 @@ class Wiring:
             self.notes.append(f"paired student '{student_tap}' with teacher '{teacher_tap}'")
         return self.student.tap(student_tap), self.teacher.tap(teacher_tap)
 
+    def pairs(
+        self, student_taps: Taps, teacher_taps: Taps, *, stem: bool = False, last: int | None = None
+    ) -> list[tuple[TapShape, TapShape]]:
+        """Resolve several pairs of taps, in order of depth.
+
+        Args:
+            student_taps: module paths, or "auto": the deepest stage at each resolution (every block of a model without
+                maps).
+            teacher_taps: as many paths, or "auto": the stages that correspond.
+            stem: whether "auto" also takes stages that are followed by one of their own resolution, such as a stem.
+            last: how many of the deepest pairs "auto" takes; None for all.
+
+        Raises:
+            UnderstudyError: the two lists differ in length, or a named student tap with an automatic partner is no
+                stage.
+        """
+        if student_taps != "auto" and teacher_taps != "auto":
+            if len(student_taps) != len(teacher_taps):
+                raise UnderstudyError(
+                    f"student_taps names {len(student_taps)} places ({', '.join(student_taps)}) and teacher_taps "
+                    f"{len(teacher_taps)} ({', '.join(teacher_taps)}); they are compared one by one."
+                )
+            names = list(zip(student_taps, teacher_taps, strict=True))
+        else:
+            names = self._automatic(student_taps, teacher_taps, stem, last)
+        return [(self.student.tap(ours), self.teacher.tap(theirs)) for ours, theirs in names]
+
+    def maps(
+        self,
+        student_taps: Taps,
+        teacher_taps: Taps,
+        *,
+        method: str,
+        stem: bool = False,
+        last: int | None = None,
+        places: int = 1,
+    ) -> list[tuple[TapShape, TapShape]]:
+        """Resolve pairs as `pairs` does, and refuse what is not a feature map (C, H, W).
+
+        Args:
+            student_taps: see `pairs`.
+            teacher_taps: see `pairs`.
+            method: the method's name, for the refusal.
+            stem: see `pairs`.
+            last: see `pairs`.
+            places: how many places the two maps of a pair need in common.
+
+        Raises:
+            UnderstudyError: a tap gives something else, or a map has too few places.
+        """
+        pairs = self.pairs(student_taps, teacher_taps, stem=stem, last=last)
+        for ours, theirs in pairs:
+            _check_map(ours, "student", method)
+            _check_map(theirs, "teacher", method)
+            common = min(ours.shape[1], theirs.shape[1]) * min(ours.shape[2], theirs.shape[2])
+            if common < places:
+                raise UnderstudyError(
+                    f"Method '{method}' compares maps over their places and needs {places}, but student '{ours.name}' "
+                    f"{ours.shape} and teacher '{theirs.name}' {theirs.shape} have {common} in common. Name earlier "
+                    "taps in student_taps and teacher_taps."
+                )
+        return pairs
+
+    def teacher_map(self, tap: str, *, method: str) -> TapShape:
+        """Resolve a tap of the teacher alone, where "auto" is the partner of the student's last stage.
+
+        Args:
+            tap: a module path, or "auto".
+            method: the method's name, for the refusal.
+
+        Raises:
+            UnderstudyError: the tap gives no feature map (C, H, W).
+        """
+        found = self.teacher.tap(self.stage_pairs()[-1][1].tap if tap == "auto" else tap)
+        _check_map(found, "teacher", method)
+        return found
+
+    def before_activation(
+        self, pairs: Sequence[tuple[TapShape, TapShape]]
+    ) -> list[tuple[TapShape, TapShape]]:
+        """Return the same places before the activations that end them or read them, where there are such.
+
+        Raises:
+            UnderstudyError: a place has no negative values, so that it lies behind an activation that cannot be seen.
+        """
+        found = []
+        for ours, theirs in pairs:
+            student = self.student.description.before_activation(ours.name)
+            teacher = self.teacher.description.before_activation(theirs.name)
+            for side, name in ((self.student, student), (self.teacher, teacher)):
+                if not side.is_signed(name):
+                    raise UnderstudyError(
+                        f"What goes into the activation is asked for, but the {side.role}'s tap '{name}' gives no "
+                        "negative number: it lies behind an activation that is no module of its own. Name a tap "
+                        "before it."
+                    )
+            found.append((self.student.tap(student), self.teacher.tap(teacher)))
+            self.notes.append(f"before activation: student '{student}', teacher '{teacher}'")
+        return found
+
+    def embeddings(
+        self, student_tap: str = "auto", teacher_tap: str = "auto"
+    ) -> tuple[TapShape, TapShape]:
+        """Resolve a pair of taps, where "auto" is what goes into the model's classifier."""
+        return (
+            self.student.tap(self.student.embedding if student_tap == "auto" else student_tap),
+            self.teacher.tap(self.teacher.embedding if teacher_tap == "auto" else teacher_tap),
+        )
+
     def projector(self, student: TapShape, teacher: TapShape) -> Projector:
         """Return a projector between two taps, on the student's device."""
         projector = Projector(student.shape, teacher.shape)
         self.notes.append(f"projector {projector.extra_repr()}")
         device = next(self.student.module.parameters()).device
         return projector.to(device)
+
+    def take_over(self, module: nn.Module, *, method: str, attribute: str) -> None:
+        """Give a module the weights that a method of an earlier stage had trained, and freeze it.
+
+        Args:
+            module: a module like that method's, wired on the same taps.
+            method: the earlier method's name.
+            attribute: under which attribute that method holds its module.
+
+        Raises:
+            UnderstudyError: no earlier stage of the arm had that method, or its module was of another size.
+        """
+        if method not in self.earlier:
+            had = ", ".join(self.earlier) or "none"
+            raise UnderstudyError(
+                f"This stage goes on from what '{method}' learnt in an earlier stage of the same arm, and no earlier "
+                f"stage has that method (methods of earlier stages: {had}). Put a stage with `methods: [{method}]` "
+                "before it."
+            )
+        start = f"{attribute}."
+        state = {
+            name.removeprefix(start): value
+            for name, value in self.earlier[method].items()
+            if name.startswith(start)
+        }
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            raise UnderstudyError(
+                f"What '{method}' learnt in an earlier stage does not fit this stage; give both the same taps and "
+                f"sizes. {error}"
+            ) from error
+        module.requires_grad_(False)
+
+    def _automatic(
+        self, student_taps: Taps, teacher_taps: Taps, stem: bool, last: int | None
+    ) -> list[tuple[str, str]]:
+        pairs = [(ours.tap, theirs.tap) for ours, theirs in self.stage_pairs()]
+        if student_taps == "auto" and teacher_taps == "auto":
+            main = {stage.tap for stage in self.student.description.main_stages}
+            names = [pair for pair in pairs if stem or pair[0] in main]
+            names = names[-last:] if last else names
+        elif teacher_taps == "auto":
+            partner = dict(pairs)
+            names = [(tap, self._partner(tap, partner, "student")) for tap in student_taps]
+        else:
+            back = {theirs: ours for ours, theirs in pairs}
+            names = [(self._partner(tap, back, "teacher"), tap) for tap in teacher_taps]
+        for ours, theirs in names:
+            self.notes.append(f"paired student '{ours}' with teacher '{theirs}'")
+        return names
+
+    @staticmethod
+    def _partner(tap: str, partners: Mapping[str, str], role: str) -> str:
+        if tap not in partners:
+            raise UnderstudyError(
+                f"The {role}'s tap '{tap}' is none of its stages ({', '.join(partners)}), so its partner cannot be "
+                "found by itself. Name the taps of both models."
+            )
+        return partners[tap]
 
     def graft(self, path: str, graft: G | Callable[[Shape], G]) -> Placed[G]:
         """Splice a module into the student behind the module at `path`: its output replaces what that one returned.
@@ -209,4 +426,14 @@ class Wiring:
         since = "" if placed.new else ", there from before"
         self.notes.append(
             f"{kind} {type(placed.module).__name__} at student '{path}', {count:,} parameters{since}"
+        )
+
+
+def _check_map(tap: TapShape, role: str, method: str) -> None:
+    """Refuse a tap that gives no feature map."""
+    if len(tap.shape) != 3:
+        raise UnderstudyError(
+            f"Method '{method}' compares feature maps (C, H, W), but the {role}'s tap '{tap.name}' gives {tap.shape} "
+            "per sample. Name taps that give maps, or use a method for vectors and tokens such as 'fitnet', 'rkd' or "
+            "'pkt'."
         )

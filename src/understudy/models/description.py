@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,11 @@ from understudy.errors import ModelError
 from understudy.models.heads import Head
 from understudy.models.splice import grafts_of, inside_grafts
 from understudy.models.taps import first_tensor, unchanged, unwrap
+
+ACTIVATIONS = frozenset({"ReLU", "ReLU6", "LeakyReLU", "PReLU", "ELU", "GELU", "SiLU", "Hardswish"})
+"""Types of modules before which a feature has no bend yet."""
+IDENTITIES = frozenset({"Identity", "Dropout", "Dropout2d", "DropPath"})
+"""Types of modules that give what they take when a model is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,15 @@ class StageDescription:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """Stages in order of depth, and the classifier's path and input width.
+    """A model's modules, its stages in order of depth, and its classifier.
 
-    The latter two are None where no linear classifier was found.
+    Attributes:
+        modules: every module that ran, in order of definition.
+        stages: where features can be tapped, in order of depth.
+        classifier: path of the last linear layer; None where none was found.
+        pooled_width: what the classifier reads; None where none was found.
+        classes: number of logits.
+        order: paths of all modules in the order in which they finished; one that is called twice stands there twice.
     """
 
     modules: tuple[ModuleRow, ...]
@@ -54,6 +66,58 @@ class ModelDescription:
     classifier: str | None
     pooled_width: int | None
     classes: int
+    order: tuple[str, ...] = ()
+
+    @property
+    def main_stages(self) -> tuple[StageDescription, ...]:
+        """The deepest stage at each resolution, which leaves a stem out that is followed by a stage of its size.
+
+        Without maps, all stages.
+        """
+        strides = [stage.stride for stage in self.stages]
+        if any(stride is None for stride in strides):
+            return self.stages
+        return tuple(
+            stage
+            for number, stage in enumerate(self.stages)
+            if stage.stride not in strides[number + 1 :]
+        )
+
+    def before_activation(self, tap: str) -> str:
+        """Return the tap of what goes into the activation that ends a module, or that reads what the module gives.
+
+        The latter is so in networks of pre-activated blocks, where a normalisation may stand between. Without either it
+        is the tap itself.
+
+        Args:
+            tap: a module path; `path@input` and `path#2` are returned as they are.
+        """
+        rows = {row.path: row for row in self.modules}
+        if tap not in rows:
+            return tap
+        inner = {path.rpartition(".")[0] for path in self.order}
+        leaves = [number for number, path in enumerate(self.order) if path not in inner]
+        last = max(number for number, path in enumerate(self.order) if path == tap)
+        inside = [n for n in leaves if f"{self.order[n]}.".startswith(f"{tap}.") and n <= last]
+        if inside and rows[self.order[inside[-1]]].type in ACTIVATIONS:
+            return self._input_of(inside[-1])
+        shape = rows[tap].output_shape
+        after = [n for n in leaves if n > last and rows[self.order[n]].type not in IDENTITIES]
+        for number in after[:2]:
+            row = rows[self.order[number]]
+            if row.input_shape != shape or row.output_shape != shape:
+                break
+            if row.type in ACTIVATIONS:
+                return self._input_of(number)
+            if "Norm" not in row.type:
+                break
+        return tap
+
+    def _input_of(self, number: int) -> str:
+        """Return the tap of what went into the call at a place in `order`; a later call of the module is another."""
+        path = self.order[number]
+        call = self.order[:number].count(path)
+        return f"{path}@input" if path not in self.order[number + 1 :] else f"{path}@input#{call}"
 
 
 def describe(
@@ -67,19 +131,15 @@ def describe(
         input_height: height of the input image, from which strides follow.
 
     Stages are what the model itself names (`tap_stages()`), else the last module at each spatial
-    resolution of a network with maps,
-    else the repeated blocks of a network with tokens.
+    resolution of a network with maps, else the repeated blocks of a network with tokens. A vision transformer, whose
+    only map is that of its patches, is a network with tokens.
     """
     module = unwrap(module)
     rows, order, logits = _trace(module, run)
     classifier = _find_classifier(module, order, logits.shape[-1])
     named = getattr(module, "tap_stages", None)
-    if callable(named):
-        paths = [str(path) for path in named()]
-    else:
-        paths = (
-            _map_stages(rows, order) or _token_stages(module, rows) or _vector_stages(module, order)
-        )
+    own = [str(path) for path in named()] if callable(named) else None
+    paths = _find_stages(module, rows, order) if own is None else own
     by_path = {row.path: row for row in rows}
     stages = []
     for path in paths:
@@ -98,7 +158,9 @@ def describe(
     width = None
     if classifier is not None:
         width = int(dict(module.named_modules())[classifier].in_features)
-    return ModelDescription(tuple(rows), tuple(stages), classifier, width, int(logits.shape[-1]))
+    return ModelDescription(
+        tuple(rows), tuple(stages), classifier, width, int(logits.shape[-1]), tuple(order)
+    )
 
 
 def _trace(
@@ -168,6 +230,17 @@ def _find_classifier(module: nn.Module, order: list[str], classes: int) -> str |
     return None
 
 
+def _find_stages(module: nn.Module, rows: list[ModuleRow], order: list[str]) -> list[str]:
+    """Return the paths of the stages of a model that does not name them."""
+    blocks = _token_stages(module, rows)
+    # What has four dimensions inside of a block of tokens is split by heads: no map.
+    outside = [path for path in order if not any(path.startswith(f"{b}.") for b in blocks)]
+    maps = _map_stages(rows, outside)
+    if len(blocks) > 1 and len(maps) <= 1:
+        return blocks
+    return maps or blocks or _vector_stages(module, order)
+
+
 def _map_stages(rows: list[ModuleRow], order: list[str]) -> list[str]:
     """Return the last module to finish at each spatial size, in order of depth."""
     output = {row.path: row.output_shape for row in rows}
@@ -212,9 +285,9 @@ def pair_stages(
 ) -> list[tuple[StageDescription, StageDescription]]:
     """Pair every student stage with the teacher stage it corresponds to.
 
-    Stages with maps pair by stride: the deepest teacher stage with the nearest stride. Others pair
-    by relative depth: stage i of n
-    with stage round((i + 1) / n * m) of m.
+    Stages with maps pair by stride: of several stages at one stride the deepest with the deepest, the one before with
+    the one before; where the teacher has none at that stride, the nearest stride counts. Others pair by relative
+    depth: stage i of n with stage round((i + 1) / n * m) of m.
     """
     if not student.stages or not teacher.stages:
         side = "student" if not student.stages else "teacher"
@@ -223,14 +296,22 @@ def pair_stages(
     both_maps = all(stage.stride for stage in (*student.stages, *teacher.stages))
     for index, stage in enumerate(student.stages):
         if both_maps:
-            distance = [abs(_log2(other.stride) - _log2(stage.stride)) for other in teacher.stages]
-            best = max(i for i, value in enumerate(distance) if value == min(distance))
+            partners = _at_nearest_stride(stage, teacher.stages)
+            deeper = sum(other.stride == stage.stride for other in student.stages[index + 1 :])
+            partner = partners[max(0, len(partners) - 1 - deeper)]
         else:
             share = (index + 1) / len(student.stages)
-            best = max(0, round(share * len(teacher.stages)) - 1)
-        pairs.append((stage, teacher.stages[best]))
+            partner = teacher.stages[max(0, round(share * len(teacher.stages)) - 1)]
+        pairs.append((stage, partner))
     return pairs
 
 
+def _at_nearest_stride(
+    stage: StageDescription, others: tuple[StageDescription, ...]
+) -> list[StageDescription]:
+    distance = [abs(_log2(other.stride) - _log2(stage.stride)) for other in others]
+    return [other for other, value in zip(others, distance, strict=True) if value == min(distance)]
+
+
 def _log2(value: float | None) -> float:
-    return 0.0 if value is None else float(torch.tensor(value).log2())
+    return 0.0 if value is None else math.log2(value)

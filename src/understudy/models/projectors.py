@@ -43,10 +43,7 @@ class Projector(nn.Module):
         """Return (projected student, pooled teacher), equal in shape."""
         student, teacher = _arrange(student, self.form), _arrange(teacher, self.form)
         if self.form == "map":
-            height = min(student.shape[2], teacher.shape[2])
-            width = min(student.shape[3], teacher.shape[3])
-            student = _pool_map(student, (height, width))
-            teacher = _pool_map(teacher, (height, width))
+            student, teacher = to_smaller(student, teacher)
         elif self.form == "tokens" and student.shape[1] != teacher.shape[1]:
             length = min(student.shape[1], teacher.shape[1])
             student, teacher = _pool_tokens(student, length), _pool_tokens(teacher, length)
@@ -55,6 +52,63 @@ class Projector(nn.Module):
     def extra_repr(self) -> str:
         """Return the shapes, as the plan prints them."""
         return f"{self.student_shape} -> {self.teacher_shape} as {self.form}"
+
+
+class Connector(nn.Module):
+    """Brings a student's map before an activation to the teacher's channels: a 1x1 convolution and a batch norm.
+
+    Both maps are pooled to the smaller of the two sizes first. The batch norm keeps no running statistics: a connector
+    runs in training only, and there the batch's own count.
+
+    Args:
+        student_shape: (C, H, W), without the batch.
+        teacher_shape: the same for the teacher.
+        always: whether maps of equally many channels are connected too; otherwise they are only pooled.
+
+    Called with (student [B, C, H, W], teacher [B, ...]), returns both in the teacher's width.
+    """
+
+    def __init__(
+        self,
+        student_shape: tuple[int, ...],
+        teacher_shape: tuple[int, ...],
+        *,
+        always: bool = True,
+    ) -> None:
+        """Make the convolution (He et al. 2015, fan out) and the batch norm."""
+        super().__init__()
+        self.student_shape, self.teacher_shape = tuple(student_shape), tuple(teacher_shape)
+        inputs, outputs = student_shape[0], teacher_shape[0]
+        self.map: nn.Module = nn.Identity()
+        if always or inputs != outputs:
+            convolution = nn.Conv2d(inputs, outputs, kernel_size=1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            norm = nn.BatchNorm2d(outputs, track_running_stats=False)
+            self.map = nn.Sequential(convolution, norm)
+
+    def forward(
+        self, student: torch.Tensor, teacher: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (connected student, pooled teacher), equal in shape."""
+        student, teacher = to_smaller(student, teacher)
+        return self.map(student), teacher
+
+    def extra_repr(self) -> str:
+        """Return the shapes, as the plan prints them."""
+        return f"{self.student_shape} -> {self.teacher_shape}"
+
+
+def align_widths(student: int, teacher: int, *, bias: bool = True) -> nn.Module:
+    """Return a 1x1 convolution from the student's number of channels to the teacher's; nothing where they are equal."""
+    if student == teacher:
+        return nn.Identity()
+    return nn.Conv2d(student, teacher, kernel_size=1, bias=bias)
+
+
+def to_smaller(student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return two maps [B, C, H, W], averaged down to the smaller height and the smaller width of the two."""
+    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+    return _pool_map(student, size), _pool_map(teacher, size)
 
 
 def _width(shape: tuple[int, ...]) -> int:

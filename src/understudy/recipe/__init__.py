@@ -1,7 +1,8 @@
 """Recipes: what a run is told, as YAML or from Python."""
 
 from understudy.recipe.distill import distill
-from understudy.recipe.loading import from_values, load, packaged
+from understudy.recipe.finding import packaged
+from understudy.recipe.loading import from_values, load
 from understudy.recipe.recipe import Recipe
 from understudy.recipe.schema import schema
 

@@ -3,88 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from understudy.errors import RecipeError, suggestion
+from understudy.errors import RecipeError
+from understudy.recipe.finding import find
+from understudy.recipe.inheritance import BASE, read, rewrite, with_base
 from understudy.recipe.overrides import override
-from understudy.recipe.problems import Place, found, recipe_error
+from understudy.recipe.problems import Place, recipe_error
 from understudy.recipe.recipe import Recipe
-from understudy.recipe.text import read_yaml
-
-_SUFFIXES = (".yaml", ".yml")
-
-
-def packaged() -> list[str]:
-    """Return the names of the recipes that ship with the package."""
-    folder = resources.files("understudy.recipes")
-    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def read_text(path: str | Path) -> tuple[str, str]:
-    """Return the text of a recipe and what to call it.
-
-    Args:
-        path: a file, a run directory (its resolved recipe), or the name of a packaged recipe.
-
-    Raises:
-        RecipeError: there is no such recipe, or it cannot be read.
-    """
-    file = Path(path)
-    if (file / "recipe.yaml").is_file():
-        file = file / "recipe.yaml"
-    if not file.is_file():
-        if str(path) in packaged():
-            source = resources.files("understudy.recipes") / f"{path}.yaml"
-            return source.read_text(encoding="utf-8"), f"The packaged recipe '{path}'"
-        if file.is_dir():
-            raise RecipeError(
-                f"'{path}' is a folder without a recipe.yaml, so it is no run directory."
-            )
-        help = suggestion(str(path), packaged())
-        if file.suffix in _SUFFIXES or len(file.parts) > 1:
-            raise RecipeError(
-                f"There is no recipe '{path}' (looked in {Path.cwd()}). Packaged recipes: {', '.join(packaged())}."
-            )
-        raise RecipeError(f"There is no file and no packaged recipe called '{path}'. {help}")
-    try:
-        return file.read_text(encoding="utf-8"), f"The recipe '{file}'"
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The recipe '{file}' cannot be read: {error}.") from None
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe in a file, or a packaged one, with overrides.
+    """Return the recipe in a file, or a packaged one, merged over its bases and with overrides.
 
     Args:
-        path: see `read_text`.
+        path: a file, a run directory (its resolved recipe), or the name of a packaged recipe.
         overrides: `a.b=c` each, see `override`.
 
     Raises:
-        RecipeError: lists every problem with its place and line, what was expected and the nearest valid names.
+        RecipeError: there is no such recipe, or it cannot be read; or lists every problem with its place and line, what
+            was expected and the nearest valid names.
     """
-    text, title = read_text(path)
-    values, lines = read_yaml(text, title)
-    if not isinstance(values, Mapping):
+    recipe = find(path)
+    written = read(recipe)
+    values, overridden = override(written.values, overrides)
+    if BASE in values:
         raise RecipeError(
-            f"{title} should be a mapping with `data`, `student`, ...; found {found(values)}."
+            f"The override '{overridden[BASE,]}' comes too late: overrides change what a recipe has become "
+            f"with its base. Write `{BASE}` into the recipe."
         )
-    values, written = override(values, overrides)
 
-    def origin(place: Place) -> str | None:
-        for length in range(len(place), 0, -1):
-            if place[:length] in written:
-                return f"override {written[place[:length]]}"
-            if place[:length] in lines:
-                return f"line {lines[place[:length]]}"
-        return None
-
+    origins = dict(written.origins)
+    for place, text in overridden.items():
+        rewrite(place, origins, {place: f"override {text}"})
     if "name" not in values:
-        values = {"name": _default_name(Path(path)), **values}
-    return _validated(values, title, origin)
+        values = {"name": recipe.default_name, **values}
+    return _validated(values, recipe.title, origins)
 
 
 def from_values(values: Mapping[str, Any]) -> Recipe:
@@ -93,17 +50,17 @@ def from_values(values: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: as in `load`, without lines.
     """
-    return _validated(values, "The recipe", lambda place: None)
+    written = with_base(values)
+    return _validated(written.values, "The recipe", written.origins)
 
 
-def _validated(values: Mapping[str, Any], title: str, origin: Any) -> Recipe:
+def _validated(values: Mapping[str, Any], title: str, origins: Mapping[Place, str]) -> Recipe:
+    def origin(place: Place) -> str | None:
+        known = (place[:length] for length in range(len(place), 0, -1))
+        return next((origins[place] for place in known if place in origins), None)
+
     try:
         recipe: Recipe = Recipe.model_validate(dict(values))
     except ValidationError as error:
         raise recipe_error(error, title, origin) from None
     return recipe
-
-
-def _default_name(path: Path) -> str:
-    name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in path.stem)
-    return name.strip("-.") or "run"

@@ -58,9 +58,7 @@ class Arm(Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether any method asks for a teacher."""
-        return any(
-            method.needs_teacher for stage in self.build() for method in stage.active_methods
-        )
+        return any(method.uses_teacher for stage in self.build() for method in stage.active_methods)
 
 
 _ModelField = MODEL.field

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +23,12 @@ from understudy.models.model import Model
 from understudy.models.taps import unchanged
 from understudy.training.distribution import World
 from understudy.training.experiment import Experiment
+from understudy.training.fitting import FITTED, PROVISIONAL, Fitting, make_study
 from understudy.training.precision import Precision
 from understudy.training.run_directory import RunDirectory
 from understudy.training.splits import Splits
 from understudy.training.stage import Stage
-from understudy.training.stage_run import StageRun
+from understudy.training.stage_run import Earlier, StageRun
 
 EXAMPLE_SIZE = 8
 """Samples in the batch that shapes are measured on: enough for batch statistics, few enough to cost nothing."""
@@ -68,6 +70,13 @@ class Context:
         """Optimiser steps in a pass over the training split; the tail that fills no batch waits for the next pass."""
         return max(1, len(self.splits.train) // self.batch_size)
 
+    @property
+    def cache(self) -> Path | None:
+        """Where fitted artefacts lie: as the settings say, or beside the run directory; None without either."""
+        if self.experiment.settings.cache is not None:
+            return Path(self.experiment.settings.cache)
+        return None if self.directory is None else self.directory.path.parent / FITTED
+
     def build_student(self, seed: int) -> Model:
         """Make the student of a seed on the device: all arms of a seed start from the same weights."""
         with seeding.isolated(seed, "student"):
@@ -92,6 +101,8 @@ class Context:
         split: Split,
         seed: int,
         number: int,
+        earlier: Earlier | None = None,
+        fitting: Fitting = PROVISIONAL,
     ) -> StageRun:
         """Build a stage on this run's data.
 
@@ -102,17 +113,21 @@ class Context:
             split: the training split, with the labels that may be seen.
             seed: the member's seed.
             number: the stage's position in its arm.
+            earlier: what the methods of the arm's earlier stages learnt.
+            fitting: how methods are fitted before the stage: provisionally, unless it is said otherwise.
         """
         settings, data = self.experiment.settings, self.experiment.data
-        needs_teacher = any(method.needs_teacher for method in stage.active_methods)
-        if needs_teacher and teacher is None:
-            names = ", ".join(m.name for m in stage.active_methods if m.needs_teacher)
+        using = [method for method in stage.active_methods if method.uses_teacher]
+        if using and teacher is None:
+            names = ", ".join(method.name for method in using)
             raise PreflightError(
                 f"Stage '{stage.name}' uses {names}, which needs a teacher, but the run has none."
             )
         encoders = {"student": student.preprocess}
-        if needs_teacher and teacher is not None:
-            encoders["teacher"] = teacher.preprocess
+        everyone = encoders if teacher is None else {**encoders, "teacher": teacher.preprocess}
+        if any(method.needs_teacher for method in using):
+            encoders = everyone
+        fits = any(method.fits for method in using)
         order = SampleOrder.over(
             split,
             batch_size=self.batch_size,
@@ -135,9 +150,10 @@ class Context:
         return StageRun(
             stage,
             student=student,
-            teacher=teacher if needs_teacher else None,
+            teacher=teacher if using else None,
             loader=loader,
-            example=self.example(split, encoders),
+            split=split,
+            example=self.example(split, everyone if using else encoders),
             steps_per_epoch=self.steps_per_epoch,
             task=self.experiment.task,
             classes=len(self.classes),
@@ -145,6 +161,8 @@ class Context:
             precision=self.precision,
             world=self.world,
             compile=settings.compile,
+            earlier=earlier,
+            study=make_study(self, fitting, teacher, split, views) if fits else None,
         )
 
     def example(self, split: Split, encoders: Mapping[str, Any], size: int = EXAMPLE_SIZE) -> Batch:

@@ -30,11 +30,12 @@ from understudy.models.surgery import fold_heads, operate
 from understudy.training.checkpoint import Checkpoints
 from understudy.training.context import Context
 from understudy.training.experiment import TEACHER
-from understudy.training.loop import train
+from understudy.training.fitting import Fitting, fit_lines
+from understudy.training.loop import Interrupted, train
 from understudy.training.recorder import Recorder
 from understudy.training.run_directory import RunDirectory
 from understudy.training.stage import Stage
-from understudy.training.stage_run import StageRun
+from understudy.training.stage_run import Earlier, StageRun
 
 logger = logging.getLogger("understudy")
 LATENCY_SECONDS = 0.4
@@ -71,6 +72,7 @@ class Member:
         self._seconds = 0.0
         self._peak = 0
         self._total_steps = 0
+        self._earlier: Earlier = {}
 
     def train(
         self, student: Model, teacher: Model | None, stages: Sequence[Stage], split: Split
@@ -91,12 +93,14 @@ class Member:
             operate(student.module, found["run"]["surgery"])
             self._seconds, self._peak = found["seconds"], found["peak"]
             self._total_steps = found["steps_before"]
+            self._earlier = found["earlier"]
             self.directory.truncate(found["metrics_bytes"])
             self._record("member", state="resumed")
             logger.info(
                 "Resuming %s, seed %d, at step %d", self.arm, self.seed, found["run"]["step"]
             )
         for number in range(begin_stage, len(stages)):
+            resumes = found is not None and number == begin_stage
             run = self.context.stage_run(
                 stages[number],
                 student=student,
@@ -104,14 +108,24 @@ class Member:
                 split=split,
                 seed=self.seed,
                 number=number,
+                earlier=self._earlier,
+                fitting=Fitting("restoring" if resumes else "real", stop=self._give_way),
             )
             try:
-                if found is not None and number == begin_stage:
+                if found is not None and resumes:
                     run.load(found["run"])
+                elif run.study is not None:
+                    self._record("fit", stage=run.stage.name, fitted=fit_lines(run.study))
                 self._train_stage(run, student, number)
+                self._earlier = run.learnt()
             finally:
                 run.close()
             self._total_steps += run.step
+
+    def _give_way(self) -> None:
+        """Stop between two batches of a pass when the process was asked to; what was collected is kept."""
+        if self._stop():
+            raise Interrupted("Stopped as asked, while methods were fitted.")
 
     def _train_stage(self, run: StageRun, student: Model, number: int) -> None:
         settings = self.context.experiment.settings
@@ -135,6 +149,7 @@ class Member:
                         "seconds": self._seconds,
                         "peak": self._peak,
                         "steps_before": self._total_steps,
+                        "earlier": self._earlier,
                         "metrics_bytes": self.directory.size(),
                     },
                 )

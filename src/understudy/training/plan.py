@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from understudy import seeding
 from understudy.data.batch import Batch
+from understudy.errors import PreflightError
 from understudy.evaluation import cost
 from understudy.evaluation.memory import PeakMemory
 from understudy.methods.wiring import Side, TapShape
@@ -21,14 +23,17 @@ from understudy.models.model import Model
 from understudy.models.outputs import call
 from understudy.models.surgery import restored
 from understudy.models.taps import unchanged
+from understudy.teachers.study import Note
 from understudy.training.context import Context
 from understudy.training.distribution import join_world
 from understudy.training.experiment import TEACHER, Experiment
-from understudy.training.precision import Precision, choose
+from understudy.training.fitting import Fitting
+from understudy.training.precision import Precision, choose, unsound_channels_last
 from understudy.training.preflight import Verdict, check_classes, check_stage
+from understudy.training.run_directory import RunDirectory
 from understudy.training.splits import make_splits
 from understudy.training.stage import Stage
-from understudy.training.stage_run import StageRun
+from understudy.training.stage_run import Earlier, StageRun
 
 PROBE_BATCH = 64
 """Samples in the batch that precision is probed with, at most."""
@@ -50,6 +55,7 @@ class StagePlan:
         loss_flops: FLOPs per sample of the methods' part of a forward pass.
         step_seconds: measured time of one forward and backward pass over a batch; None when not measured.
         step_bytes: peak memory of the process in that pass.
+        fits: what methods will fit to the teacher before the stage, with its expected cost.
         verdicts: the outcome of each check.
     """
 
@@ -64,6 +70,7 @@ class StagePlan:
     loss_flops: int | None = None
     step_seconds: float | None = None
     step_bytes: int | None = None
+    fits: list[Note] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
 
 
@@ -130,10 +137,23 @@ class Plan:
         times = [stage.steps * stage.step_seconds for stage in self.stages if stage.step_seconds]
         return seeds * sum(times) if times else None
 
+    @property
+    def fit_seconds(self) -> float:
+        """The expected time of all passes that methods are fitted from; each is made once for all members."""
+        once = {note.what: note.seconds or 0.0 for stage in self.stages for note in stage.fits}
+        return sum(once.values())
 
-def make_plan(experiment: Experiment) -> Plan:
-    """Run one batch through every stage of every arm and say what the run will do and cost."""
-    context = Context(experiment, make_splits(experiment), join_world(experiment.settings.device))
+
+def make_plan(experiment: Experiment, path: Path | None = None) -> Plan:
+    """Run one batch through every stage of every arm and say what the run will do and cost.
+
+    Args:
+        experiment: what would be run.
+        path: the directory that it would run into, beside which fitted artefacts may lie; nothing is written there.
+    """
+    directory = None if path is None else RunDirectory(path, writes=False)
+    world = join_world(experiment.settings.device)
+    context = Context(experiment, make_splits(experiment), world, directory)
     seed = experiment.settings.seeds[0]
     student, teacher = context.build_student(seed), None
     if experiment.teacher is not None:
@@ -215,6 +235,7 @@ def _inspect_arm(
     assert student is not None
     split = context.splits.teacher_train if arm == TEACHER else context.splits.train
     plans = []
+    earlier: Earlier = {}
     # What a stage grafts is there in the next one, and nothing of it afterwards.
     with unchanged(student.module), restored(student.module):
         for number, stage in enumerate(stages):
@@ -225,9 +246,12 @@ def _inspect_arm(
                 split=split,
                 seed=context.experiment.settings.seeds[0],
                 number=number,
+                earlier=earlier,
+                fitting=Fitting(measure=measure),
             )
             try:
                 plans.append(_stage_plan(run, arm, measure))
+                earlier = run.learnt()
             finally:
                 run.close()
     return plans
@@ -245,6 +269,7 @@ def _stage_plan(run: StageRun, arm: str, measure: bool) -> StagePlan:
         notes=list(wiring.notes),
         trained=sum(parameter.numel() for parameter in run.trained),
         extra=sum(parameter.numel() for parameter in run.module.methods.parameters()),
+        fits=[] if run.study is None else run.study.notes,
         verdicts=check_stage(run, arm),
     )
     if measure:
@@ -283,22 +308,37 @@ def choose_precision(context: Context, teacher: Model | None) -> tuple[Precision
     device = context.world.device.type
     images = context.experiment.data.source.kind == "image"
     dtypes = ["float32", "bf16"] if settings.precision == "auto" else [settings.precision]
-    formats = [False, True] if settings.channels_last == "auto" and images else []
-    if not formats:
-        formats = [settings.channels_last is True and images]
+    formats = [settings.channels_last is True and images]
+    if settings.channels_last == "auto" and images:
+        formats = [False, True]
+    if True in formats:
+        models = {"student": context.build_student(settings.seeds[0]), TEACHER: teacher}
+        unsound = unsound_channels_last(
+            {role: model.module for role, model in models.items() if model is not None}, device
+        )
+        if unsound and settings.channels_last is True:
+            raise PreflightError(unsound)
+        formats = [False] if unsound else formats
     candidates = [Precision(dtype, last, device) for last in formats for dtype in dtypes]
     if len(candidates) == 1:
         return candidates[0], {}
-    arm, stage = _costliest_stage(context)
+    arm, stages = _costliest_stage(context)
     student = context.build_student(settings.seeds[0])
-    run = context.stage_run(
-        dataclasses.replace(stage, accumulate=1),
-        student=student,
-        teacher=teacher,
-        split=context.splits.teacher_train if arm == TEACHER else context.splits.train,
-        seed=settings.seeds[0],
-        number=0,
-    )
+    split = context.splits.teacher_train if arm == TEACHER else context.splits.train
+    earlier: Earlier = {}
+    for number, stage in enumerate(stages):
+        run = context.stage_run(
+            dataclasses.replace(stage, accumulate=1),
+            student=student,
+            teacher=teacher,
+            split=split,
+            seed=settings.seeds[0],
+            number=number,
+            earlier=earlier,
+        )
+        if number < len(stages) - 1:
+            earlier = run.learnt()
+            run.close()
     batch = next(iter(run.loader.steps(0, 1)))[0]
 
     def prepare(candidate: Precision) -> Callable[[], None]:
@@ -323,13 +363,17 @@ def choose_precision(context: Context, teacher: Model | None) -> tuple[Precision
             _to_format(teacher.module, False)
 
 
-def _costliest_stage(context: Context) -> tuple[str, Stage]:
-    """Return the first stage that runs a teacher, else the first one of all."""
-    stages = [(arm, stage) for arm, make in context.experiment.arms.items() for stage in make()]
-    for arm, stage in stages:
-        if any(method.needs_teacher for method in stage.active_methods):
-            return arm, stage
-    return stages[0]
+def _costliest_stage(context: Context) -> tuple[str, list[Stage]]:
+    """Return an arm and its stages up to the first one in which student and teacher run, else the first one of all."""
+    arms = [(arm, make()) for arm, make in context.experiment.arms.items()]
+    for arm, stages in arms:
+        for number, stage in enumerate(stages):
+            if any(
+                method.needs_teacher and method.trains_student for method in stage.active_methods
+            ):
+                return arm, stages[: number + 1]
+    arm, stages = arms[0]
+    return arm, stages[:1]
 
 
 def _to_format(module: nn.Module, channels_last: bool) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 REQUIRED_GAIN = 0.9
 """A faster mode is taken when it needs at most this share of the float32 time: less is within the noise of a probe."""
@@ -36,6 +37,34 @@ class Precision:
     def __str__(self) -> str:
         """Return what a log calls it."""
         return self.dtype + (", channels last" if self.channels_last else "")
+
+
+def unsound_channels_last(modules: Mapping[str, nn.Module], device: str) -> str | None:
+    """Return why models must not run in channels-last format on this device, None when they may.
+
+    On processors without AVX-512, oneDNN's gradient of a strided 1x1 convolution with fewer than 8 input channels
+    writes outside of its memory in that format (seen with torch 2.15): a crash, or wrong numbers.
+
+    Args:
+        modules: role -> model.
+        device: type of the device.
+    """
+    if device != "cpu" or "AVX512" in torch.backends.cpu.get_cpu_capability():
+        return None
+    for role, module in modules.items():
+        for path, part in module.named_modules():
+            if (
+                isinstance(part, nn.Conv2d)
+                and part.kernel_size == (1, 1)
+                and part.stride != (1, 1)
+                and part.in_channels < 8
+            ):
+                return (
+                    "channels_last: true would corrupt memory on this processor: PyTorch's gradient of the strided "
+                    f"1x1 convolution '{path}' of the {role} ({part.in_channels} input channels) writes outside of "
+                    "its memory. Use channels_last: false."
+                )
+    return None
 
 
 def choose(

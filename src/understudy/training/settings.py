@@ -25,6 +25,8 @@ class Settings:
         keep_checkpoints: how many of the newest are kept.
         evaluation_batch_size: samples per batch where nothing is learned.
         trackers: "tensorboard", "mlflow", "wandb".
+        cache: folder of what methods fit to the teacher before a stage, for all runs that name it; None for `.fitted`
+            beside the run directory.
         preflight: "refuse" stops before training when a check fails, "warn" only says so.
     """
 
@@ -40,6 +42,7 @@ class Settings:
     keep_checkpoints: int = 2
     evaluation_batch_size: int = 256
     trackers: tuple[str, ...] = ()
+    cache: str | None = None
     preflight: Literal["refuse", "warn"] = "refuse"
 
     def __post_init__(self) -> None:

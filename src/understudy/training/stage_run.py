@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from understudy import seeding
 from understudy.data.batch import Batch
+from understudy.data.source import Split
 from understudy.errors import PreflightError
 from understudy.methods import Method, Ramp
 from understudy.methods.wiring import Side, Wiring
@@ -21,12 +22,17 @@ from understudy.models.surgery import surgery_of
 from understudy.models.taps import Tapped, find_module, unchanged
 from understudy.tasks.classification import Classification
 from understudy.teachers.live import LiveTeacher
+from understudy.teachers.study import Study
 from understudy.training.averaging import Averaging
 from understudy.training.distribution import World
+from understudy.training.fitting import fit_methods
 from understudy.training.precision import Precision
 from understudy.training.random_state import get_random_state, set_random_state
 from understudy.training.stage import Stage
 from understudy.training.step import TrainingStep, shares_of
+
+Earlier = dict[str, dict[str, torch.Tensor]]
+"""Method name -> the state of its modules at the end of an earlier stage of the same arm."""
 
 
 class Loader(Protocol):
@@ -47,6 +53,7 @@ class StageRun:
         student: the student, on the device already.
         teacher: the teacher, on the device; None when no method of the stage needs one.
         loader: the stage's batches.
+        split: the samples that the batches are drawn from.
         example: a small batch by which shapes are measured.
         steps_per_epoch: length of an epoch.
         task: what a batch means.
@@ -55,6 +62,8 @@ class StageRun:
         precision: how models run.
         world: this process among its peers.
         compile: whether to compile the models.
+        earlier: method name -> its state at the end of an earlier stage of the same arm.
+        study: what the methods are fitted to; None where no method has a `fit`.
 
     Attributes:
         step: optimiser steps done.
@@ -69,6 +78,7 @@ class StageRun:
         student: Model,
         teacher: Model | None,
         loader: Loader,
+        split: Split,
         example: Batch,
         steps_per_epoch: int,
         task: Classification,
@@ -77,6 +87,8 @@ class StageRun:
         precision: Precision,
         world: World,
         compile: bool = False,
+        earlier: Earlier | None = None,
+        study: Study | None = None,
     ) -> None:
         """Wire the methods and build what trains."""
         self.stage, self.loader, self.precision, self._world = stage, loader, precision, world
@@ -89,9 +101,12 @@ class StageRun:
         self.best: dict[str, Any] = {"value": None, "epoch": 0, "weights": None}
         self._student = student.module
         methods = stage.active_methods
+        self._trains_student = any(method.trains_student for method in methods)
+        self._earlier: Earlier = dict(earlier or {})
         height = _height(example, "student")
         sides = {}
-        if teacher is not None and any(method.needs_teacher for method in methods):
+        runs_teacher = any(method.needs_teacher for method in methods)
+        if teacher is not None and any(method.uses_teacher for method in methods):
             sides["teacher"] = Side(
                 "teacher",
                 teacher.module,
@@ -109,15 +124,18 @@ class StageRun:
             ),
             sides,
             classes=classes,
+            train=split,
+            earlier=self._earlier,
         )
         for number, method in enumerate(methods):
+            self.wiring.seed = seeding.derive(seed, "method", number, method.name)
             with seeding.isolated(seed, "wire", number, method.name):
                 method.to(world.device)
                 method.wire(self.wiring)
                 self.wiring.check_owner(method)
                 method.to(world.device)
         # After wiring, which may have put grafts or another head into the student.
-        self._frozen = _freeze(student.module, stage.freeze)
+        self._frozen = _freeze(student.module, stage.freeze if self._trains_student else [""])
         self.averaging = Averaging(stage, student.module)
         self.teachers = {
             name: LiveTeacher(
@@ -130,13 +148,21 @@ class StageRun:
                 compile=compile,
             )
             for name, side in sides.items()
+            if runs_teacher
         }
         self.tapped = Tapped(student.module, self.wiring.student.taps, self.wiring.student.copied)
         targets = {name: live.targets for name, live in self.teachers.items()}
         self.module = TrainingStep(self.tapped, methods, targets, task, compile=compile)
         self.example = example
+        self.study = study
+        if study is not None:
+            self._fit(study, seed)
         self.ddp: nn.Module = self.module
         if world.size > 1:
+            # What follows the student (banks, statistics) is made equal on all processes by the methods themselves.
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+                self.module, [f"methods.{name}" for name, _ in self.module.methods.named_buffers()]
+            )
             self.ddp = DistributedDataParallel(
                 self.module,
                 device_ids=[world.device.index] if world.device.type == "cuda" else None,
@@ -199,6 +225,8 @@ class StageRun:
     def train_mode(self) -> None:
         """Put what trains into training mode; frozen modules keep their statistics."""
         self.module.train()
+        if not self._trains_student:
+            self._student.eval()
         for part in _frozen_parts(self._student, self.stage.freeze):
             part.training = False
 
@@ -215,6 +243,7 @@ class StageRun:
             with precision.context():
                 loss, terms = self.module(batch, 0.5)
             loss.backward()
+        self.module.forget()
         self.unreached = [
             name for name, p in self.module.named_parameters() if p.requires_grad and p.grad is None
         ]
@@ -255,6 +284,16 @@ class StageRun:
         self.stopped_early = state["stopped_early"]
         set_random_state(state["random"][self._world.rank])
 
+    def learnt(self) -> Earlier:
+        """Return what later stages may go on from: the state of this stage's methods and of those before."""
+        own = {
+            method.name: {
+                name: value.detach().clone() for name, value in method.state_dict().items()
+            }
+            for method in self.module.active
+        }
+        return {**self._earlier, **{name: state for name, state in own.items() if state}}
+
     def finish(self) -> None:
         """End the stage: averaged or best weights go into the student."""
         self.averaging.finish()
@@ -265,12 +304,22 @@ class StageRun:
         """Leave nothing behind: no hook, no gradient, no frozen parameter, no training flag of the teacher."""
         self.loader.close()
         self.tapped.close()
+        if self.study is not None:
+            self.study.close()
         for live in self.teachers.values():
             live.close()
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         for parameter in self.module.parameters():
             parameter.grad = None
+
+    def _fit(self, study: Study, seed: int) -> None:
+        """Fit the methods; leave nothing behind when that is interrupted."""
+        try:
+            fit_methods(study, self.module.active, seed, self._world.device)
+        except BaseException:
+            self.close()
+            raise
 
     def _unused(self, methods: Sequence[Method]) -> list[str]:
         """Return the trainable parameters that a step's loss does not reach."""
@@ -280,7 +329,7 @@ class StageRun:
 
 
 def _freeze(module: nn.Module, paths: Sequence[str]) -> list[nn.Parameter]:
-    """Freeze the parameters of the modules at `paths`; return those that were trainable before."""
+    """Freeze the parameters of the modules at `paths` ("" is the whole); return those that were trainable before."""
     frozen = []
     for part in _frozen_parts(module, paths):
         for parameter in part.parameters(recurse=False):

@@ -50,7 +50,7 @@ class TrainingStep(nn.Module):
         # In a list, so that the compiled wrapper is not registered as a second student.
         self._run = [run]
         self._follows = any(type(method).after_step is not Method.after_step for method in methods)
-        self._last: Step | None = None
+        self._taken: list[Step] = []
 
     def forward(
         self, batch: Batch, progress: float, shares: Sequence[torch.Tensor] | None = None
@@ -62,8 +62,10 @@ class TrainingStep(nn.Module):
             progress: how much of the stage is done, in [0, 1].
             shares: for each method this part's share of the whole batch's valid elements; None for a whole batch.
         """
-        for method in self.active:
-            batch = method.inputs(batch)
+        weights = [method.weight_at(progress) for method in self.active]
+        for method, weight in zip(self.active, weights, strict=True):
+            if weight:
+                batch = method.inputs(batch)
         step = Step(
             batch,
             task=self._task,
@@ -73,7 +75,6 @@ class TrainingStep(nn.Module):
         )
         total: torch.Tensor | None = None
         terms: dict[str, torch.Tensor] = {}
-        weights = [method.weight_at(progress) for method in self.active]
         asked = any(
             weight and method.needs_teacher
             for weight, method in zip(weights, self.active, strict=True)
@@ -100,8 +101,8 @@ class TrainingStep(nn.Module):
                 terms[label] = term.detach()
                 scaled = term if weight == 1 else term * weight
                 total = scaled if total is None else total + scaled
-        if self._follows:
-            self._last = step
+        if self._follows and self.training:
+            self._taken.append(step)
         if total is None:
             assert step.student.logits is not None
             total = step.student.logits.sum() * 0.0
@@ -114,12 +115,15 @@ class TrainingStep(nn.Module):
 
     def after_step(self) -> None:
         """Let the methods update what follows the student."""
-        if self._last is None:
-            return
+        steps, self._taken = self._taken, []
         with torch.no_grad():
-            for method in self.active:
-                method.after_step(self._last)
-        self._last = None
+            for step in steps:
+                for method in self.active:
+                    method.after_step(step)
+
+    def forget(self) -> None:
+        """Drop the steps that were taken: the optimiser does not follow them."""
+        self._taken.clear()
 
     def _student_outputs(self, batch: Batch) -> Outputs:
         return self._task.forward_tapped(self._run[0], batch, "student")

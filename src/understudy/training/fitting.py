@@ -1,0 +1,94 @@
+"""Fitting: methods learn from passes of the teacher before a stage trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from understudy import seeding
+from understudy.data.source import Split
+from understudy.data.views import Views
+from understudy.methods import Method
+from understudy.models.model import Model
+from understudy.teachers.study import Mode, Study
+from understudy.teachers.together import Together
+
+if TYPE_CHECKING:
+    from understudy.training.context import Context
+
+FITTED = ".fitted"
+"""The folder, beside the run directories, of what was fitted."""
+
+
+def _go_on() -> None:
+    """Never stop."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How the methods of a stage are fitted.
+
+    Attributes:
+        mode: "real", "provisional" (from an example) or "restoring" (a checkpoint follows); see `Study`.
+        measure: whether a provisional fit also measures what the real one would cost.
+        stop: called between two batches; raises when the run is to stop.
+    """
+
+    mode: Mode = "provisional"
+    measure: bool = False
+    stop: Callable[[], None] = _go_on
+
+
+PROVISIONAL = Fitting()
+"""From an example only."""
+
+
+def make_study(
+    context: Context, fitting: Fitting, teacher: Model | None, split: Split, views: Views
+) -> Study:
+    """Return what the methods of a stage are fitted to."""
+    settings = context.experiment.settings
+    return Study(
+        split=split,
+        teachers={} if teacher is None else {"teacher": teacher},
+        classes=context.classes,
+        task=context.experiment.task,
+        device=context.world.device,
+        views=views,
+        folder=context.cache,
+        mode=fitting.mode,
+        batch_size=settings.evaluation_batch_size,
+        workers=settings.workers,
+        together=Together(context.world, fitting.stop),
+        measure=fitting.measure,
+    )
+
+
+def fit_methods(study: Study, methods: Sequence[Method], seed: int, device: torch.device) -> None:
+    """Fit each method that has a `fit`, in the stage's order."""
+    for number, method in enumerate(methods):
+        if not method.fits:
+            continue
+        study.method = method.name
+        study.seed = seeding.derive(seed, "method", number, method.name)
+        with seeding.isolated(seed, "fit", number, method.name), torch.no_grad():
+            method.fit(study)
+        method.to(device)
+
+
+def fit_lines(study: Study) -> list[dict[str, Any]]:
+    """Return what was fitted, for a line of metrics."""
+    return [
+        {
+            "method": note.method,
+            "what": note.what,
+            "samples": note.samples,
+            "bytes": note.size,
+            "seconds": note.seconds,
+            "found": note.found,
+        }
+        for note in study.notes
+    ]
