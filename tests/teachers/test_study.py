@@ -24,6 +24,8 @@ from understudy.errors import DataError, UnderstudyError
 from understudy.models.model import Model, fingerprint
 from understudy.models.preprocess import ImagePreprocess
 from understudy.teachers import passes, snapshots
+from understudy.teachers.clustering import class_kmeans, score_table
+from understudy.teachers.discriminants import discriminants
 from understudy.teachers.features import Features
 from understudy.teachers.readings import LOGITS, Reading
 from understudy.teachers.statistics import ClassMoments, Moments, Statistic
@@ -369,6 +371,55 @@ def test_computed_artefacts_are_kept_with_what_they_were_computed_from(tmp_path:
     shutil.rmtree(next(tmp_path.glob("moments-*/")))
     made = study(tmp_path)
     assert torch.equal(table(made, 2), first) and counted(made) == 0, "its sources are not needed"
+
+
+def sub_classes(made: Study, count: int = 2, per_class: int = 8) -> dict[str, torch.Tensor]:
+    """Return discriminants, prototypes of sub-classes and their score table, as the KD layer needs them."""
+    moments, features = ClassMoments("norm", covariance="pooled"), Features("norm")
+
+    def make(inner: Study) -> dict[str, torch.Tensor]:
+        inner.collect(moments, features)
+        found = discriminants(moments, count, provisional=inner.provisional)
+        rows = found.project(features)
+        labels = features.per_row(inner.split.ids, inner.split.labels)
+        clusters = class_kmeans(
+            rows,
+            labels,
+            per_class,
+            classes=inner.classes,
+            backend="sklearn",
+            provisional=inner.provisional,
+        )
+        return {
+            "mean": found.mean,
+            "directions": found.directions,
+            "prototypes": clusters.centres,
+            "table": score_table(rows, clusters),
+        }
+
+    settings = {"version": 1, "count": count, "per_class": per_class, "backend": "sklearn"}
+    return made.artefact("sub_classes", settings, make, of=[moments, features])
+
+
+def test_a_provisional_fit_has_the_shapes_of_the_real_one(tmp_path: Path) -> None:
+    real = sub_classes(study(tmp_path, split=split(unlabelled=7)))
+    # The example has 2 or 3 samples of each class, or none.
+    few = split().subset(torch.tensor([0, 3, 1]))
+    for data in (split(), few):
+        example = sub_classes(study(None, split=data))
+        assert {name: value.shape for name, value in example.items()} == {
+            name: value.shape for name, value in real.items()
+        }
+        assert all(value.isfinite().all() for value in example.values())
+    assert real["prototypes"].shape == (24, 2) and real["table"].shape == (24, 24)
+    assert real["table"].sum(dim=1).allclose(torch.ones(24).double())
+    assert float(real["table"].diagonal().mean()) > 1 / 24
+    again = study(tmp_path, split=split(unlabelled=7))
+    assert torch.equal(sub_classes(again)["table"], real["table"]) and counted(again) == 0
+    with pytest.raises(DataError, match=r"3 linear discriminants.*at most 2"):
+        sub_classes(study(tmp_path), count=3)
+    with pytest.raises(DataError, match=r"k-means of class 'low'.*500 centres"):
+        sub_classes(study(tmp_path), per_class=500)
 
 
 def test_kmeans_of_a_reading(tmp_path: Path) -> None:

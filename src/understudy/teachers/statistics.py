@@ -217,15 +217,13 @@ class ClassMoments(_Accumulated):
             shapes["scatter"] = (*shapes["count"], width, width)[self.spread == "pooled" :]
         sums = self._ready(rows, **shapes)
         told = self._classes_of(seen)[owners]
+        if self.spread != "each":
+            merge_groups(sums, rows[told != UNLABELLED], told[told != UNLABELLED])
+            return
         for number in told.unique().tolist():
-            if number == UNLABELLED:
-                continue
-            own = {name: sums[name][number] for name in ("count", "mean")}
-            if self.spread != "none":
-                own["scatter"] = (
-                    sums["scatter"][number] if self.spread == "each" else sums["scatter"]
-                )
-            merge(own, rows[told == number])
+            if number != UNLABELLED:
+                own = {name: value[number] for name, value in sums.items()}
+                merge(own, rows[told == number])
 
     def _classes_of(self, seen: Seen) -> torch.Tensor:
         """Return int64 [B], the class of each sample; -1 for none."""
@@ -345,6 +343,29 @@ def merge(sums: Mapping[str, torch.Tensor], rows: torch.Tensor) -> None:
             centred = part - mean
             sums["scatter"].addmm_(centred.T, centred)
             sums["scatter"].add_(torch.outer(step, step) * (before * len(part) / total))
+        sums["count"].copy_(total)
+
+
+def merge_groups(
+    sums: Mapping[str, torch.Tensor], rows: torch.Tensor, groups: torch.Tensor
+) -> None:
+    """Merge rows [R, D] of groups [R] into count [C], mean [C, D] and, where there is one, scatter [D, D], in place.
+
+    The scatter is that of the distances from the groups' means, over all groups; otherwise as `merge`.
+    """
+    device = sums["mean"].device
+    for part, own in zip(_parts(rows, device), groups.to(device).split(CHUNK), strict=False):
+        added = torch.bincount(own, minlength=len(sums["count"])).double()
+        mean = torch.zeros_like(sums["mean"]).index_add_(0, own, part)
+        mean /= added.clamp_min(1.0)[:, None]
+        step = torch.where(added[:, None] > 0, mean - sums["mean"], 0.0)
+        total = sums["count"] + added
+        share = added / total.clamp_min(1.0)
+        if "scatter" in sums:
+            centred = part - mean[own]
+            sums["scatter"].addmm_(centred.T, centred)
+            sums["scatter"].addmm_((step * (sums["count"] * share)[:, None]).T, step)
+        sums["mean"].add_(step * share[:, None])
         sums["count"].copy_(total)
 
 
