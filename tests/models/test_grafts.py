@@ -492,19 +492,27 @@ def test_something_else_in_the_place_is_refused() -> None:
         splice(network("resnet8"), "layer3", graft)
 
 
-def test_named_grafts_go_by_their_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_is_one_that_another_process_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grafts, "_members", dict(grafts._members))
 
     class Named(Templates, name="named"):
-        """A graft in the registry may be defined anywhere."""
+        """Its registration is known to this process only."""
+
+    assert grafts.get("named") is Named
+    Named.__module__, Named.__qualname__ = "spare_parts", "Named"
+    assert Named(4).identity == {"name": "py:spare_parts:Named", "keywords": Named(4).keywords}
+    Named.__module__ = "understudy.models.grafts.named"
+    assert Named.registered_name() == "named"
+    assert LinearChain.registered_name() == "linear_chain"
 
     class Below(Named):
         """A subclass does not inherit the name."""
 
-    assert grafts.get("named") is Named
-    assert Named(4).identity == {"name": "named", "keywords": Templates(4).keywords}
-    with pytest.raises(ModelError, match="inside of a function"):
-        Below(4).registered_name()
+    Below.__module__, Below.__qualname__ = "understudy.models.grafts.named", "Below"
+    assert Below.registered_name() == "py:understudy.models.grafts.named:Below"
+    Below.__module__ = "__main__"
+    with pytest.raises(ModelError, match="the program that runs"):
+        Below.registered_name()
 
 
 def run_on_images(module: nn.Module) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -112,15 +113,15 @@ def test_what_was_collected_is_found_again_without_the_teacher(tmp_path: Path) -
     for one, other in zip(before, after, strict=True):
         for name, value in one.state().items():
             assert torch.equal(value, other.state()[name])
-    assert [note.found for note in first.notes] == [False] * 3
-    assert [note.found for note in second.notes] == [True] * 3
+    assert [(note.found, note.samples) for note in first.notes] == [(False, COUNT)]
+    assert [(note.found, note.samples) for note in second.notes] == [(True, 0)]
     third = study(tmp_path)
     extra = Moments("fc@input")
     third.collect(everything()[0], extra, everything()[2])
-    assert counted(third) == COUNT + 2 and [note.found for note in third.notes] == [
-        False,
-        True,
-        True,
+    assert counted(third) == COUNT + 2
+    assert [(note.what, note.found) for note in third.notes] == [
+        ("moments of fc@input", False),
+        ("moments of norm, features of norm", True),
     ]
 
 
@@ -157,7 +158,7 @@ def test_a_killed_pass_goes_on_from_its_last_snapshot(
         "from understudy.teachers import snapshots\n"
         "from understudy.teachers.together import Alone, Together\n"
         "from test_study import everything, study\n"
-        "snapshots.SNAPSHOT_SECONDS = 0.0\n"
+        "snapshots.SNAPSHOT_SECONDS = snapshots.MOST_SHARE = 0\n"
         "calls = iter(range(99))\n"
         "def stop():\n"
         "    if next(calls) == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -172,7 +173,7 @@ def test_a_killed_pass_goes_on_from_its_last_snapshot(
     assert done.returncode == -signal.SIGKILL, done.stderr
     made = study(tmp_path / "broken")
     made.collect(*everything())
-    assert counted(made) == COUNT + 2 - 4 * 8
+    assert counted(made) == COUNT + 2 - 5 * 8
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
@@ -226,13 +227,24 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UnderstudyError, match="cannot be written.*No space left"):
-        study(tmp_path).collect(Moments("norm"))
-    monkeypatch.undo()
-    moments = Moments("norm")
-    study(tmp_path).collect(moments)
-    assert moments.count == COUNT * 24
+    for statistic in (Moments("norm"), Features("norm")):
+        for call in ("fsync", "posix_fallocate", "replace"):
+            if call == "posix_fallocate" and not isinstance(statistic, Features):
+                continue
+            with monkeypatch.context() as patch:
+                patch.setattr(os, call, full)
+                with pytest.raises(UnderstudyError, match=r"cannot be written.*No space left"):
+                    study(tmp_path).collect(statistic)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 10))  # type: ignore[attr-defined]
+        with pytest.raises(UnderstudyError, match=r"50 samples need .* GB .* are free"):
+            study(tmp_path).collect(Features("norm"))
+    moments, features = Moments("norm"), Features("norm")
+    study(tmp_path).collect(moments, features)
+    assert moments.count == COUNT * 24 and len(features.ids) == COUNT
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnderstudyError, match="cannot be written"):
+        study(tmp_path / "file" / "below").collect(Moments("norm"))
 
 
 def other_weights() -> dict[str, Any]:
@@ -260,15 +272,15 @@ def other_images() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "named", "misses"),
     [
-        (other_weights, r"teachers\.0\.weights", (True, True)),
+        (other_weights, r"teachers\.0\.weights", {"moments", "class_moments"}),
         (
             other_preprocessing,
             r"teachers\.0\.preprocess\.mean\.0: 0\.4 there, 0\.5 here",
-            (True, True),
+            {"moments", "class_moments"},
         ),
-        (other_labels, r"data\.labels", (False, True)),
-        (fewer_samples, r"data\.count: 50 there, 49 here", (True, True)),
-        (other_images, r"data\.samples", (True, True)),
+        (other_labels, r"data\.labels", {"class_moments"}),
+        (fewer_samples, r"data\.count: 50 there, 49 here", {"moments", "class_moments"}),
+        (other_images, r"data\.samples", {"moments", "class_moments"}),
     ],
 )
 def test_something_else_is_not_mistaken_and_the_difference_is_named(
@@ -276,18 +288,15 @@ def test_something_else_is_not_mistaken_and_the_difference_is_named(
     caplog: pytest.LogCaptureFixture,
     change: Any,
     named: str,
-    misses: tuple[bool, bool],
+    misses: set[str],
 ) -> None:
     caplog.set_level(logging.INFO, logger="understudy")
     study(tmp_path).collect(Moments("norm"), ClassMoments("norm"))
     caplog.clear()
     made = study(tmp_path, **change())
     made.collect(Moments("norm"), ClassMoments("norm"))
-    assert [
-        not note.found for note in sorted(made.notes, key=lambda n: n.what, reverse=True)
-    ] == list(misses)
-    import re
-
+    made_anew = {note.what for note in made.notes if not note.found}
+    assert made_anew == {", ".join(f"{kind} of norm" for kind in sorted(misses, reverse=True))}
     assert re.search(named, caplog.text), caplog.text
 
 
@@ -381,8 +390,11 @@ def test_a_provisional_study_sees_the_example_and_leaves_nothing() -> None:
     assert moments.principal(5).basis.shape == (5, 5)
     assert all(part.basis.shape == (5, 5) for part in classes.principal(5))
     assert features.rows_for(torch.tensor([3, 99_999])).shape == (2, 5, 4, 6)
-    assert [note.samples for note in made.notes] == [COUNT] * 3
-    assert made.notes[2].size == COUNT * (5 * 24 * 4 + 8)
+    (note,) = made.notes
+    assert note.what == "moments of norm, class_moments of fc@input, features of norm"
+    assert note.samples == COUNT
+    sums = 8 * (1 + 5 + 25) * (1 + 3)
+    assert note.size == COUNT * (5 * 24 * 4 + 8) + sums
     folders = [Path(folder.name) for folder in made._scratch]
     made.close()
     assert folders and not any(folder.exists() for folder in folders)
@@ -408,7 +420,7 @@ def test_a_measured_example_says_what_a_pass_would_cost(tmp_path: Path) -> None:
     made = study(tmp_path)
     made.collect(Moments("norm"))
     made.kmeans("norm", 4, backend="sklearn")
-    assert notes() == [("moments", 0, True, True), ("kmeans,", 0, True, False)]
+    assert notes() == [("moments", 0, True, False), ("kmeans,", 0, True, False)]
 
 
 def test_restoring_reads_the_cache_and_runs_the_teacher_for_features_only(tmp_path: Path) -> None:

@@ -132,13 +132,12 @@ class Crash(Exception):
     """The power went."""
 
 
-# A step is of: the first stage, the second, the third, the other arm, between two checkpoints or at one.
-@pytest.mark.parametrize("steps", [(3, 8), (13, 17, 23)])
 def test_a_resumed_run_is_bit_identical(
-    finished: Path, steps: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, count = StageRun.clip, 0
-    left = list(steps)
+    # In the stage that operates, in the next, in the one without the methods, and in the other arm behind its head.
+    left = [3, 8, 13, 24]
 
     def clip(self: StageRun) -> Any:
         nonlocal count
@@ -312,6 +311,7 @@ STEADY: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_two_gloo_processes_give_the_student_of_one(tmp_path: Path) -> None:
     run(experiment(**STEADY), tmp_path / "1")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -93,6 +93,8 @@ def _run_lines(plan: Plan) -> list[str]:
         lines.append(
             f"{plan.members} members, about {duration(plan.seconds)} of training steps in all"
         )
+    if plan.fit_seconds:
+        lines.append(f"about {duration(plan.fit_seconds)} of fitting to the teacher before, once")
     return [*lines, ""]
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from understudy import objectives
 from understudy.methods.method import Method, Step
 from understudy.methods.wiring import Wiring
+from understudy.objectives.shapes import check_choice
 
 
 class CCKD(Method, name="cckd"):
@@ -57,6 +58,7 @@ class CCKD(Method, name="cckd"):
         super().__init__()
         if dimensions < 1:
             raise ValueError(f"dimensions is {dimensions}; it must be at least 1")
+        check_choice(kernel, ("gaussian", "bilinear"), "kernel")
         if not gamma > 0:
             raise ValueError(f"gamma is {gamma}; it must be greater than 0")
         if order < 1:

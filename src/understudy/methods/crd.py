@@ -16,6 +16,7 @@ from understudy.errors import UnderstudyError
 from understudy.methods.method import Method, Step
 from understudy.methods.wiring import Wiring
 from understudy.objectives.norms import unit
+from understudy.objectives.shapes import check_choice
 
 
 class CRD(Method, name="crd"):
@@ -76,6 +77,8 @@ class CRD(Method, name="crd"):
             raise ValueError(f"temperature is {temperature}; it must be greater than 0")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is {momentum}; it must be in [0, 1)")
+        check_choice(bank, ("memory", "batch"), "bank")
+        check_choice(negatives_from, ("other_classes", "other_samples"), "negatives_from")
         self.student_tap, self.teacher_tap, self.dimensions = student_tap, teacher_tap, dimensions
         self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
         self.bank, self.negatives_from = bank, negatives_from

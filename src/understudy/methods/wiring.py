@@ -84,6 +84,8 @@ class Side:
             UnderstudyError: a tap that was asked for has another shape now.
         """
         self.__dict__.pop("description", None)
+        if not self.taps:
+            return
         tensors, self.copied = self._probe(self.taps)
         for name, tap in self.taps.items():
             shape = tuple(tensors[name].shape[1:])

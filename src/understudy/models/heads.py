@@ -21,8 +21,9 @@ heads: Registry[type[Head]] = Registry("head")
 class Head(Rebuildable):
     """Takes the place of a classifier: features [..., `in_features`] -> logits [..., `out_features`], one per class.
 
-    `class Mine(Head, name="mine")` enters the class into the registry; without a name it goes by `py:module:class`.
-    What losses want to read of it, it computes in submodules, which can be tapped like any other.
+    What losses want to read of it, it computes in submodules, which can be tapped like any other. A class of this
+    package enters itself into the registry with `class Mine(Head, name="mine")`; one from elsewhere goes by
+    `py:module:class`.
 
     Attributes:
         in_features: width of what it reads.

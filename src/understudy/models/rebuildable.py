@@ -22,7 +22,7 @@ class Rebuildable(nn.Module):
     """
 
     entry: ClassVar[str | None] = None
-    """The name in the registry; None for a class outside of the package, which goes by `py:module:class`."""
+    """The name in the registry, None without one."""
 
     @classmethod
     def registered_name(cls) -> str:
@@ -31,8 +31,9 @@ class Rebuildable(nn.Module):
         Raises:
             ModelError: there is none: the class was defined in a function or in the program itself.
         """
-        if "entry" in cls.__dict__ and cls.entry is not None:
+        if cls.entry is not None and cls.__module__.startswith("understudy."):
             return cls.entry
+        # A name that only this process has registered would be no help to the one that loads.
         if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
             place = "a function" if "<locals>" in cls.__qualname__ else "the program that runs"
             raise ModelError(

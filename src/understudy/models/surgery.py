@@ -48,6 +48,8 @@ def operate(model: nn.Module, entries: Sequence[Mapping[str, Any]]) -> None:
         ModelError: something else sits in the place.
     """
     root = unwrap(model)
+    if not isinstance(entries, list | tuple):
+        raise ModelError(f"{entries!r} is no list of grafts and heads.")
     with seeding.isolated(0, "surgery"):
         for entry in entries:
             _check(entry)

@@ -76,8 +76,13 @@ class Artefacts:
         """Return where an artefact lies until it is complete."""
         return self.folder / f"{key.name}.partial"
 
-    def holds(self, key: Key) -> bool:
-        """Tell whether an artefact is there and sound. A damaged one is named in the log and taken away."""
+    def holds(self, key: Key, *, says: bool = True) -> bool:
+        """Tell whether an artefact is there and sound.
+
+        Args:
+            key: the artefact.
+            says: whether a damaged one is named in the log.
+        """
         path = self.path(key)
         if not path.exists():
             return False
@@ -87,8 +92,8 @@ class Artefacts:
                 if checksum(path / name) != facts["sha256"]:
                     raise UnderstudyError(f"the checksum of {name} differs")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, UnderstudyError) as error:
-            logger.warning("The fitted %s is damaged (%s); it is made anew.", path, error)
-            shutil.rmtree(path)
+            if says:
+                logger.warning("The fitted %s is damaged (%s); it is made anew.", path, error)
             return False
         return True
 
@@ -114,19 +119,15 @@ class Artefacts:
         Raises:
             UnderstudyError: it could not be written, as on a full disk.
         """
-        partial = self.partial(key)
-        try:
+        partial, path = self.partial(key), self.path(key)
+        with self.writing():
             partial.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: value.contiguous() for name, value in tensors.items()}, partial / TENSORS
-            )
+            save_file({n: value.contiguous() for n, value in tensors.items()}, partial / TENSORS)
             facts = {}
             for name in (TENSORS, *files):
                 flush(partial / name)
-                facts[name] = {
-                    "sha256": checksum(partial / name),
-                    "bytes": (partial / name).stat().st_size,
-                }
+                size = (partial / name).stat().st_size
+                facts[name] = {"sha256": checksum(partial / name), "bytes": size}
             manifest = {
                 "format": FORMAT,
                 "kind": key.kind,
@@ -137,9 +138,17 @@ class Artefacts:
             }
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
             flush(partial / MANIFEST)
-            os.replace(partial, self.path(key))
+            if path.exists():  # damaged
+                shutil.rmtree(path)
+            os.replace(partial, path)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Say of anything in the block that the disk refuses where it was to be written."""
+        try:
+            yield
         except (OSError, SafetensorError) as error:
-            raise UnderstudyError(f"{self.path(key)} cannot be written: {error}.") from error
+            raise UnderstudyError(f"{self.folder} cannot be written: {error}.") from error
 
     def difference(self, key: Key) -> str | None:
         """Tell from what else the nearest artefact of the same kind and settings was made; None when there is none."""
@@ -164,8 +173,10 @@ class Artefacts:
             key: the artefact.
             tick: called again and again while waiting; may raise.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f"{key.name}.lock").open("w") as file:
+        with self.writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / f"{key.name}.lock").open("w")
+        with file:
             waiting = False
             while True:
                 try:

@@ -45,7 +45,7 @@ def collect(
         pairs = [
             (statistic, key)
             for statistic, key in zip(statistics, keys, strict=True)
-            if not artefacts.holds(key)
+            if not artefacts.holds(key, says=False)
         ]
         if pairs:
             wanted, missing = zip(*pairs, strict=True)
@@ -67,27 +67,30 @@ def _collect(
     total = len(whole.split)
     snapshots = Snapshots(artefacts, keys, statistics, whole.batch_size)
     folders = [artefacts.partial(key) for key in keys]
-    _begin(whole, statistics, folders)
-    position = snapshots.load()
-    if position == 0:
+    with artefacts.writing():
         _begin(whole, statistics, folders)
+        position = snapshots.load()
+        if position == 0:
+            _begin(whole, statistics, folders)
     rest = f", from {position:,} on" if position else ""
     logger.info("%s: a pass over %s samples%s", what, f"{total:,}", rest)
     progress = Progress(what, total, position)
     with whole.running(_readings(statistics)) as outputs:
         for batch in whole.batches(position):
             seen = Seen(batch, outputs(batch), whole.classes)
-            for statistic in statistics:
-                statistic.update(seen)
-            position += len(batch)
+            with artefacts.writing():
+                for statistic in statistics:
+                    statistic.update(seen)
+                position += len(batch)
+                if snapshots.due:
+                    snapshots.save(position)
             progress.show(position)
             try:
                 tick()
             except BaseException:
-                snapshots.save(position)
+                with artefacts.writing():
+                    snapshots.save(position)
                 raise
-            if snapshots.due:
-                snapshots.save(position)
     for statistic, key in zip(statistics, keys, strict=True):
         artefacts.write(key, statistic.state(), statistic.files)
     snapshots.clear()

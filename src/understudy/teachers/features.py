@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -82,12 +84,8 @@ class Features(Statistic):
         part = values.cpu().numpy()
         assert self._folder is not None and self._ids is not None
         if self._rows is None:
-            self._rows = np.lib.format.open_memmap(
-                self._folder / ROWS,
-                mode="w+",
-                dtype=np.dtype(self.dtype),
-                shape=(len(self._ids), *part.shape[1:]),
-            )
+            shape = (len(self._ids), *part.shape[1:])
+            self._rows = _reserved(self._folder / ROWS, np.dtype(self.dtype), shape)
         if part.shape[1:] != self._rows.shape[1:]:
             raise DataError(
                 f"The teacher's tap '{self.reading.tap}' gave {part.shape[1:]} for sample {int(seen.batch.index[0])} "
@@ -210,6 +208,22 @@ class Features(Statistic):
                 f"The features of '{self.reading.tap}' are empty; give them to `study.collect` first."
             )
         return self._ids, self._rows
+
+
+def _reserved(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Make an array on disk with all of its space, since a disk that is full later would kill the process."""
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise UnderstudyError(
+            f"Features of {shape[0]} samples need {size / 1e9:.1f} GB in {path.parent.parent}, where "
+            f"{free / 1e9:.1f} GB are free. Read less (`form`, `pool`, float16), or name another `cache`."
+        )
+    rows = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return rows
 
 
 def _as_maps(values: torch.Tensor) -> torch.Tensor:

@@ -72,6 +72,8 @@ def principal(
         raise DataError(
             f"{count} principal directions of {what} were asked for; it has {width} dimensions."
         )
+    if rows == 0 and not provisional:
+        raise DataError(f"There are no rows of {what}, so it has no principal direction.")
     if rank == 0 and not provisional:
         raise DataError(f"All {rows} rows of {what} are equal, so it has no principal direction.")
     if count is not None and count > rank and not provisional:

@@ -17,7 +17,9 @@ from understudy.teachers.statistics import Statistic
 
 logger = logging.getLogger("understudy")
 SNAPSHOT_SECONDS = 30.0
-"""Seconds between two snapshots of a pass."""
+"""Seconds between two snapshots of a pass, at least."""
+MOST_SHARE = 20
+"""The time between two snapshots is at least so many times that of writing one."""
 
 
 class Snapshots:
@@ -43,15 +45,16 @@ class Snapshots:
         self._batch_size = batch_size
         group = Key("pass", {"of": [key.name for key in keys]})
         self._path = artefacts.folder / f"{group.name}.safetensors"
-        self._last = time.monotonic()
+        self._last, self._cost = time.monotonic(), 0.0
 
     @property
     def due(self) -> bool:
-        """Whether it is time for one."""
-        return time.monotonic() - self._last >= SNAPSHOT_SECONDS
+        """Whether it is time for one: half a minute after the last, later where writing one takes long."""
+        return time.monotonic() - self._last >= max(SNAPSHOT_SECONDS, MOST_SHARE * self._cost)
 
     def save(self, position: int) -> None:
         """Write how far the pass came: `position` samples."""
+        begun = time.monotonic()
         tensors = {
             f"{number}/{name}": value.contiguous()
             for number, statistic in enumerate(self._statistics)
@@ -68,6 +71,7 @@ class Snapshots:
         flush(partial)
         os.replace(partial, self._path)
         self._last = time.monotonic()
+        self._cost = self._last - begun
 
     def load(self) -> int:
         """Bring the statistics to where the pass stood and return its position; 0 when there is no sound snapshot."""

@@ -120,6 +120,8 @@ class Study:
             statistics: what is to be filled.
             view: which view of the run's transforms is seen; None for the samples as they are.
         """
+        if not statistics:
+            return
         if self.mode == "provisional":
             self._collect_example(statistics, view)
             return
@@ -135,8 +137,8 @@ class Study:
                 wanted.append(number)
         if rest:
             self._as_provisional()._collect_example(rest, view)
+        begun = time.monotonic()
         if wanted:
-            begun = time.monotonic()
             # The same statistic twice is collected once.
             once = {keys[number].name: number for number in wanted}.values()
             self.together.do(
@@ -149,12 +151,13 @@ class Study:
                     tick=self.together.tick,
                 )
             )
-            seconds = time.monotonic() - begun
+        seconds = time.monotonic() - begun
         for number in (*wanted, *found):
             statistic, key = statistics[number], keys[number]
             statistic.load(self._artefacts.tensors(key), self._artefacts.path(key))
             statistic.provisional = False
-            self._note(statistic, seconds if number in wanted else None, number in found)
+        self._note([statistics[number] for number in wanted], seconds)
+        self._note([statistics[number] for number in found], found=True)
 
     def artefact(
         self,
@@ -258,11 +261,11 @@ class Study:
 
     def _lacks(self, key: Key) -> bool:
         """Tell whether an artefact has to be made; all processes get the first one's answer."""
-        return bool(self.together.agree(lambda: not self._artefacts.holds(key)))
+        return self.together.agree(lambda: not self._artefacts.holds(key))
 
     def _make(self, key: Key, make: Callable[[Study], Mapping[str, torch.Tensor]]) -> None:
         with self._artefacts.locked(key, self.together.tick):
-            if not self._artefacts.holds(key):
+            if not self._artefacts.holds(key, says=False):
                 begun = time.monotonic()
                 made = {name: value.cpu() for name, value in make(self).items()}
                 self._artefacts.write(key, made)
@@ -292,9 +295,11 @@ class Study:
         whole = self._pass(view, self.batch_size if self.measure else EXAMPLE)
         folders = [Path(folder.name) for folder in new]
         cost = collect_example(whole, statistics, folders, measure=self.measure)
-        for statistic in statistics:
-            seconds = None if cost is None else cost * len(self.split)
-            self._note(statistic, seconds, self._known(self._identity.statistic, statistic, view))
+        known = [self._known(self._identity.statistic, one, view) for one in statistics]
+        pairs = list(zip(statistics, known, strict=True))
+        seconds = None if cost is None else cost * len(self.split)
+        self._note([statistic for statistic, found in pairs if not found], seconds)
+        self._note([statistic for statistic, found in pairs if found], found=True)
 
     def _make_example(
         self,
@@ -319,12 +324,16 @@ class Study:
             return False
         return self._artefacts.holds(key(*of))
 
-    def _note(self, statistic: Statistic, seconds: float | None, found: bool) -> None:
-        taps = ", ".join(reading.tap for reading in statistic.readings)
-        samples = 0 if found else len(self.split)
-        size = statistic.size(len(self.split))
-        what = f"{statistic.kind} of {taps}"
-        self.notes.append(Note(self.method, what, samples, size, seconds, found))
+    def _note(
+        self, statistics: Sequence[Statistic], seconds: float | None = None, *, found: bool = False
+    ) -> None:
+        """Note what came from one pass, or from the cache."""
+        if not statistics:
+            return
+        samples = len(self.split)
+        what = ", ".join(f"{one.kind} of {one.readings[0].tap}" for one in statistics)
+        size = sum(statistic.size(samples) for statistic in statistics)
+        self.notes.append(Note(self.method, what, 0 if found else samples, size, seconds, found))
 
 
 def _shown(kind: str, settings: Mapping[str, Any]) -> str:

@@ -137,6 +137,12 @@ class Plan:
         times = [stage.steps * stage.step_seconds for stage in self.stages if stage.step_seconds]
         return seeds * sum(times) if times else None
 
+    @property
+    def fit_seconds(self) -> float:
+        """The expected time of all passes that methods are fitted from; each is made once for all members."""
+        once = {note.what: note.seconds or 0.0 for stage in self.stages for note in stage.fits}
+        return sum(once.values())
+
 
 def make_plan(experiment: Experiment, path: Path | None = None) -> Plan:
     """Run one batch through every stage of every arm and say what the run will do and cost.

@@ -16,9 +16,10 @@ grafts: Registry[type[Graft]] = Registry("graft", "understudy.models.grafts")
 class Graft(Rebuildable):
     """A module whose output replaces what another module of the student returned.
 
-    `class Templates(Graft, name="templates")` enters the class into the registry; without a name it goes by
-    `py:module:class`. A graft is trained with the student, saved and exported with it, and needs neither teacher nor
-    labels. What losses want to read of it, it computes in submodules, which can be tapped like any other.
+    A graft is trained with the student, saved and exported with it, and needs neither teacher nor labels. What losses
+    want to read of it, it computes in submodules, which can be tapped like any other. A class of this package enters
+    itself into the registry with `class Templates(Graft, name="templates")`; one from elsewhere goes by
+    `py:module:class`.
 
     Attributes:
         spliced: whether it sits in a model, behind the module whose child it is.
