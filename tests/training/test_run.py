@@ -419,6 +419,8 @@ def test_channels_last_is_neither_tried_nor_taken_where_it_corrupts_memory(
     assert "channels last" not in caplog.text and "Probe: a step takes" in caplog.text
     with pytest.raises(PreflightError, match=r"layer2.0.downsample.0' of the student \(4 input"):
         run(experiment(channels_last=True), tmp_path / "refused")
+    with pytest.raises(PreflightError, match=r"Use compile: false"):
+        run(experiment(compile=True), tmp_path / "compiled")
 
 
 def test_supervised_reads_only_the_labelled(tmp_path: Path) -> None:
