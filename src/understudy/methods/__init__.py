@@ -39,6 +39,7 @@ from understudy.methods.srd import SRD
 from understudy.methods.sskd import SSKD
 from understudy.methods.sskd_head import SSKDHead
 from understudy.methods.supervised import Supervised
+from understudy.methods.tcs import TCS
 from understudy.methods.tf_kd import TfKD
 from understudy.methods.uskd import USKD
 from understudy.methods.vid import VID
@@ -72,6 +73,7 @@ __all__ = [
     "SP",
     "SRD",
     "SSKD",
+    "TCS",
     "USKD",
     "VID",
     "FTParaphraser",
