@@ -39,8 +39,9 @@ class TCS(Method, name="tcs"):
     mean_n BCE(h_n.a + b_n, [h_n.t + b_n > 0]) with a = P s + p and b_n = -median(h_n.t), per sample, in nats. After
     each round the coordinates with the lowest sum of |m_j dL/dm_j| over its steps are dropped for good.
     Labels: not used by the loss. The classifier C needs a method beside it that trains logits: `supervised`.
-    Use: `[supervised, {name: tcs, weight: 6}]`. The teacher sees every training sample once, as it is, before the stage;
-    its features are joined to augmented batches by sample id, so it is not run in training. It needs no classifier.
+    Use: `[supervised, {name: tcs, weight: 6}]`. The teacher sees every training sample once, as it is, before the
+    stage; its features are joined to augmented batches by sample id, so it is not run in training. It needs no
+    classifier.
     Deviation: with `mimic: none` and a trained alignment the basis cannot matter: V^T P then starts and trains alike
     for every orthonormal V. What breaks this symmetry in the paper is not known, so basis, alignment and scaling
     are options, and `random` and `pca` without mimicking are controls.

@@ -43,7 +43,7 @@ class Averaging:
         """Average the weights; buffers that a module names in `unaveraged`, such as a selection, are copied."""
         assert self.copy is not None
         self.copy.update_parameters(self._module)
-        for own, other in zip(self._module.modules(), self.copy.module.modules(), strict=True):  # type: ignore[union-attr]
+        for own, other in zip(self._module.modules(), self.copy.module.modules(), strict=True):
             for name in getattr(own, "unaveraged", ()):
                 if name in own._buffers:
                     other.get_buffer(name).copy_(own.get_buffer(name))

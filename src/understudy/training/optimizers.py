@@ -71,9 +71,11 @@ class Optimizer:
         without = [parameter for parameter in listed if id(parameter) in apart]
         if not without or "weight_decay" not in accepted:
             return cls(listed, **keywords)
-        groups = [{"params": [parameter for parameter in listed if id(parameter) not in apart]}]
-        groups = [group for group in groups if group["params"]]
-        return cls([*groups, {"params": without, "weight_decay": 0.0}], **keywords)
+        groups: list[dict[str, Any]] = [{"params": without, "weight_decay": 0.0}]
+        decayed = [parameter for parameter in listed if id(parameter) not in apart]
+        if decayed:
+            groups.insert(0, {"params": decayed})
+        return cls(groups, **keywords)
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
