@@ -32,6 +32,7 @@ from understudy.methods.pkt import PKT
 from understudy.methods.procrustes import Procrustes
 from understudy.methods.review import Review
 from understudy.methods.rkd import RKD
+from understudy.methods.simclr import SimCLR
 from understudy.methods.sinkd import SinKD
 from understudy.methods.skd import SKD
 from understudy.methods.sp import SP
@@ -88,6 +89,7 @@ __all__ = [
     "Ramp",
     "Review",
     "SSKDHead",
+    "SimCLR",
     "SinKD",
     "Step",
     "Study",
