@@ -32,6 +32,7 @@ from understudy.methods.pkt import PKT
 from understudy.methods.procrustes import Procrustes
 from understudy.methods.review import Review
 from understudy.methods.rkd import RKD
+from understudy.methods.simclr import SimCLR
 from understudy.methods.sinkd import SinKD
 from understudy.methods.skd import SKD
 from understudy.methods.sp import SP
@@ -39,6 +40,7 @@ from understudy.methods.srd import SRD
 from understudy.methods.sskd import SSKD
 from understudy.methods.sskd_head import SSKDHead
 from understudy.methods.supervised import Supervised
+from understudy.methods.tcs import TCS
 from understudy.methods.tf_kd import TfKD
 from understudy.methods.uskd import USKD
 from understudy.methods.vid import VID
@@ -72,6 +74,7 @@ __all__ = [
     "SP",
     "SRD",
     "SSKD",
+    "TCS",
     "USKD",
     "VID",
     "FTParaphraser",
@@ -86,6 +89,7 @@ __all__ = [
     "Ramp",
     "Review",
     "SSKDHead",
+    "SimCLR",
     "SinKD",
     "Step",
     "Study",

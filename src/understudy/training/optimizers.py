@@ -52,15 +52,29 @@ class Optimizer:
                     f"Optimiser '{name}' has no keyword '{keyword}'. {suggestion(keyword, valid)}"
                 )
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return the torch optimiser over `parameters`, fused where torch can."""
+    def build(
+        self, parameters: Iterable[nn.Parameter], undecayed: Iterable[nn.Parameter] = ()
+    ) -> torch.optim.Optimizer:
+        """Return the torch optimiser over `parameters`, fused where torch can.
+
+        Args:
+            parameters: what is trained.
+            undecayed: those of them that are trained without weight decay, as a group of their own.
+        """
         cls = optimizer_class(self.name)
         keywords = dict(self.keywords)
         listed = list(parameters)
+        apart = {id(parameter) for parameter in undecayed}
         accepted = inspect.signature(cls.__init__).parameters
         if "fused" in accepted and not {"fused", "foreach"} & set(keywords):
             keywords["fused"] = all(p.device.type in ("cpu", "cuda") for p in listed)
-        built = cls(listed, **keywords)
+        without = [parameter for parameter in listed if id(parameter) in apart]
+        groups: list[Any] = listed
+        if without and "weight_decay" in accepted:
+            decayed = [parameter for parameter in listed if id(parameter) not in apart]
+            groups = [{"params": decayed}] if decayed else []
+            groups.append({"params": without, "weight_decay": 0.0})
+        built = cls(groups, **keywords)
         if isinstance(built, torch.optim.SGD):
             built.register_step_pre_hook(_start_momentum)
         return built
