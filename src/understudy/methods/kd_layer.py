@@ -21,7 +21,7 @@ class VisualWordLayer(Method, name="kd_layer"):
     V = s_2 cos(., vectors) at every place; mean over samples and places of KL(p || softmax(a)) in nats,
     p = softmax_k(-sharpness * |t - rho_k|^2), t the teacher's feature at the place and rho its k-means centres over
     the training samples without transforms.
-    Labels: not used.
+    Labels: not used; without `supervise` a stage draws as if it had the other methods only.
     Use: `kd_layer_subclass` in the same stage makes it letKD-2.
     Deviation: a zero vector gets no gradient from a cosine (1e12 in the authors' code); a teacher's map of any larger
     size is averaged to the student's, in their code one of twice the size.
@@ -63,6 +63,8 @@ class VisualWordLayer(Method, name="kd_layer"):
         self.student_taps, self.teacher_taps = student_taps, teacher_taps
         self.templates, self.alpha, self.sharpness = templates, alpha, sharpness
         self.supervise = self.needs_teacher = supervise
+        # Without words no sample is of use to it, so those without a label are for the others to ask for.
+        self.needs_labels = not supervise
 
     @property
     def fits(self) -> bool:
