@@ -2,10 +2,9 @@
 
     python benchmarks/kd_layer.py [--steps 30] [--batch 64] [--student resnet20]
 
-Students with and without layers take turns step by step on the same random 32 x 32 images; quoted are
-medians and the median ratio of paired steps. A training step here is forward, loss and backward of the student with the words'
-loss where there is one; the teacher's forward is the same for all distillation and is left out, its assignment to the words
-is timed by itself.
+Students with and without layers take turns step by step on the same random 32 x 32 images; quoted are medians and the
+median ratio of paired steps. A training step here is forward, loss and backward of the student, with the words' loss
+where there is one; the teacher's forward, the same for all distillation, is left out.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ def test_ablations() -> None:
     found = reached(quest.student)
     assert "layer3.graft.scores.weight" in found
     assert not {
-        name for name in found if ".values." in name or ".norm." in name and "graft" in name
+        name for name in found if ".values." in name or (".norm." in name and "graft" in name)
     }
 
 

@@ -82,7 +82,8 @@ class KDLayer(Graft, name="kd_layer"):
                 f"A KD layer was given {tuple(given.shape)} in training: one place, whose scores have no variance to "
                 "normalise by. Use batches of two samples at least, or maps of several places."
             )
-        matched: torch.Tensor = self.norm(rows).relu().view(scores.shape)
+        # In place: with thousands of templates another copy costs as much as the products.
+        matched: torch.Tensor = self.norm(rows).relu_().view(scores.shape)
         added: torch.Tensor = self.values(matched)
         return given + (self.alpha * (added.permute(0, 3, 1, 2) if is_map else added)).to(
             given.dtype
@@ -91,9 +92,9 @@ class KDLayer(Graft, name="kd_layer"):
 
 def _inverse_length(vectors: torch.Tensor) -> torch.Tensor:
     """Return 1 / |v| of [..., D] as [..., 1] in float32 or better; 0 for a length of at most `EPS`."""
-    exact = vectors if vectors.dtype == torch.float64 else vectors.float()
-    square = exact.square().sum(dim=-1, keepdim=True)
-    return torch.where(square > EPS**2, square.clamp_min(EPS**2).rsqrt(), 0.0)
+    dtype = torch.float64 if vectors.dtype == torch.float64 else torch.float32
+    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=dtype)
+    return torch.where(length > EPS, length.clamp_min(EPS).reciprocal(), 0.0)
 
 
 def _times(vectors: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
