@@ -15,6 +15,8 @@ from understudy.methods.ft import FT
 from understudy.methods.ft_paraphraser import FTParaphraser
 from understudy.methods.ickd import ICKD
 from understudy.methods.kd import KD
+from understudy.methods.kd_layer import VisualWordLayer
+from understudy.methods.kd_layer_subclass import SubClassLayer
 from understudy.methods.ktaad import KTAAD
 from understudy.methods.ktaad_translator import KTAADTranslator
 from understudy.methods.logit_standardised_kd import LogitStandardisedKD
@@ -93,8 +95,10 @@ __all__ = [
     "SinKD",
     "Step",
     "Study",
+    "SubClassLayer",
     "Supervised",
     "TfKD",
+    "VisualWordLayer",
     "Wiring",
     "methods",
 ]

@@ -23,7 +23,9 @@ from understudy.objectives.feature import (
     procrustes,
     review,
     srd,
+    subclass_scores,
     vid,
+    visual_words,
 )
 from understudy.objectives.information import (
     class_centroids,
@@ -150,10 +152,12 @@ __all__ = [
     "sskd_auxiliary",
     "sskd_similarity",
     "sskd_transformed",
+    "subclass_scores",
     "symmetric_kl",
     "total_variation",
     "uskd",
     "value_relation",
     "vid",
+    "visual_words",
     "weighted_soft_labels",
 ]
