@@ -17,6 +17,7 @@ from understudy.methods.ickd import ICKD
 from understudy.methods.kd import KD
 from understudy.methods.ktaad import KTAAD
 from understudy.methods.ktaad_translator import KTAADTranslator
+from understudy.methods.lelp import LELP
 from understudy.methods.logit_standardised_kd import LogitStandardisedKD
 from understudy.methods.method import Method, Ramp, Step, methods
 from understudy.methods.mgd import MGD
@@ -59,6 +60,7 @@ __all__ = [
     "ICKD",
     "KD",
     "KTAAD",
+    "LELP",
     "MGD",
     "NKD",
     "NST",

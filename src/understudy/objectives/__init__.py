@@ -67,6 +67,7 @@ from understudy.objectives.response import (
     sinkhorn,
     sinkhorn_per_sample,
     soft_cross_entropy,
+    subclass_logits,
     uskd,
     weighted_soft_labels,
 )
@@ -148,6 +149,7 @@ __all__ = [
     "sskd_auxiliary",
     "sskd_similarity",
     "sskd_transformed",
+    "subclass_logits",
     "symmetric_kl",
     "total_variation",
     "uskd",
