@@ -226,6 +226,7 @@ class _Run:
         self.context.teacher_predictions = self.context.predictions(
             teacher, teacher.module, self.context.splits.test
         )
+        self.context.teacher_embeddings = self.context.embeddings(teacher)
 
     def _check_teacher(self, teacher: Model) -> None:
         """Refuse a teacher that has nothing to teach, by the validation split (or the labelled training samples)."""
