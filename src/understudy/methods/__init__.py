@@ -19,6 +19,7 @@ from understudy.methods.kd_layer import VisualWordLayer
 from understudy.methods.kd_layer_subclass import SubClassLayer
 from understudy.methods.ktaad import KTAAD
 from understudy.methods.ktaad_translator import KTAADTranslator
+from understudy.methods.lelp import LELP
 from understudy.methods.logit_standardised_kd import LogitStandardisedKD
 from understudy.methods.method import Method, Ramp, Step, methods
 from understudy.methods.mgd import MGD
@@ -63,6 +64,7 @@ __all__ = [
     "ICKD",
     "KD",
     "KTAAD",
+    "LELP",
     "MGD",
     "NKD",
     "NST",

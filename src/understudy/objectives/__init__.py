@@ -70,6 +70,7 @@ from understudy.objectives.response import (
     sinkhorn,
     sinkhorn_per_sample,
     soft_cross_entropy,
+    subclass_logits,
     uskd,
     weighted_soft_labels,
 )
@@ -152,6 +153,7 @@ __all__ = [
     "sskd_auxiliary",
     "sskd_similarity",
     "sskd_transformed",
+    "subclass_logits",
     "subclass_scores",
     "symmetric_kl",
     "total_variation",

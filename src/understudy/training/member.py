@@ -13,7 +13,7 @@ import torch
 
 from understudy.data.source import Split
 from understudy.errors import ModelError, TrainingError
-from understudy.evaluation import cost
+from understudy.evaluation import cost, geometry
 from understudy.evaluation.classification import (
     accuracy,
     classification_metrics,
@@ -235,9 +235,13 @@ class Member:
         predictions = self.context.predictions(student, student.module, self.context.splits.test)
         metrics: dict[str, float | None] = dict(classification_metrics(predictions))
         reference = self.context.teacher_predictions
-        metrics |= {"agreement": None, "kl": None}
+        metrics |= dict.fromkeys(("agreement", "kl", *geometry.METRICS))
         if reference is not None and self.arm != TEACHER:
             metrics |= fidelity_metrics(predictions, reference)
+            theirs = self.context.teacher_embeddings
+            ours = None if theirs is None else self.context.embeddings(student)
+            if ours is not None and theirs is not None:
+                metrics |= geometry.geometry_metrics(ours, theirs)
         if not classifies:
             metrics = dict.fromkeys(metrics)
         if self.directory.writes:

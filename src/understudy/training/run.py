@@ -259,6 +259,7 @@ class _Run:
         return all(
             verdict.outcome != "refused" for verdict in check_teacher(found, None, split=name)
         )
+        self.context.teacher_embeddings = self.context.embeddings(teacher)
 
     def _check_teacher(self, teacher: Model) -> None:
         """Refuse a teacher that has nothing to teach, by the validation split (or the labelled training samples)."""
