@@ -311,13 +311,15 @@ def choose_precision(context: Context, teacher: Model | None) -> tuple[Precision
     formats = [settings.channels_last is True and images]
     if settings.channels_last == "auto" and images:
         formats = [False, True]
-    if True in formats:
+    if True in formats or settings.compile:
         models = {"student": context.build_student(settings.seeds[0]), TEACHER: teacher}
         unsound = unsound_channels_last(
             {role: model.module for role, model in models.items() if model is not None}, device
         )
+        if unsound and settings.compile:
+            raise PreflightError(f"{unsound} `compile: true` lays them out so. Use compile: false.")
         if unsound and settings.channels_last is True:
-            raise PreflightError(unsound)
+            raise PreflightError(f"{unsound} Use channels_last: false.")
         formats = [False] if unsound else formats
     candidates = [Precision(dtype, last, device) for last in formats for dtype in dtypes]
     if len(candidates) == 1:
