@@ -38,6 +38,10 @@ class RunDirectoryError(UnderstudyError):
     """A run directory that exists already, cannot be written, or holds no usable checkpoint."""
 
 
+class StoreError(UnderstudyError):
+    """A store of teacher outputs that cannot be written or read, does not match, or lacks what is asked for."""
+
+
 def nearest(name: str, valid: Iterable[str], count: int = 3) -> list[str]:
     """Return up to `count` members of `valid` that look most like `name`, best first."""
     candidates = [str(candidate) for candidate in valid]

@@ -135,6 +135,9 @@ def test_commands_exist_with_their_options(page: Path) -> None:
         elif words[0] == "understudy" and len(words) > 1 and not words[1].startswith("-"):
             verb = cli.commands.get(words[1])
             assert verb is not None, f"{page.name}: understudy {words[1]}"
+            if isinstance(verb, click.Group):
+                assert words[2] in verb.commands, f"{page.name}: {shlex.join(words)}"
+                verb = verb.commands[words[2]]
             valid = {
                 option
                 for parameter in verb.params

@@ -1,4 +1,4 @@
-"""Makes `study_kit` importable for the tests of this room."""
+"""Makes `study_kit` and `small_store` importable for the tests of this room."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A small experiment on made data, for tests in this process and in others.
 
-As a program: `python toy.py DIRECTORY fresh|resume [OPTIONS as JSON]`.
+As a program: `python toy.py DIRECTORY fresh|resume|label [OPTIONS as JSON]`; `label` fills the store of the options.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from understudy.data.source import Source
@@ -24,7 +25,9 @@ from understudy.models.model import Model
 from understudy.models.preprocess import ImagePreprocess
 from understudy.teachers.features import Features
 from understudy.teachers.statistics import Moments
+from understudy.teachers.store.settings import StoreSettings
 from understudy.training.experiment import Experiment, ExperimentData, ExperimentTeacher
+from understudy.training.labelling import label
 from understudy.training.optimizers import Optimizer
 from understudy.training.run import RunResult, run
 from understudy.training.settings import Settings
@@ -55,8 +58,8 @@ def source(count: int = 96, missing: int = 0) -> Source:
     generator = torch.Generator().manual_seed(5)
     labels = torch.arange(count + 60) % CLASSES
     images = torch.randint(0, 90, (count + 60, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    for number, label in enumerate(labels.tolist()):
-        images[number, 0, 2 * label + 1] += 120
+    for number, place in enumerate(labels.tolist()):
+        images[number, 0, 2 * place + 1] += 120
     train_labels = labels[:count].clone()
     if missing:
         train_labels[-missing:] = -1
@@ -135,9 +138,18 @@ def experiment(
     augment: bool = False,
     teacher_epochs: int = 3,
     source_override: Source | None = None,
+    teacher_file: str | None = None,
+    teacher_mean: float = 0.25,
+    store: dict[str, Any] | None = None,
+    views: int | None = None,
+    transforms: list[Any] | None = None,
     **settings: Any,
 ) -> Experiment:
-    """Return an experiment; each arm is a list of stages, whose methods are names or (name, weight)."""
+    """Return an experiment; each arm is a list of stages, whose methods are names or (name, weight).
+
+    With `teacher_file` the teacher has those weights and is not trained; with `store` its outputs are stored; with a
+    store and `teacher=None` there is no teacher beside.
+    """
     settings = {"batch_size": 16, "precision": "float32", "channels_last": False, **settings}
     settings["seeds"] = tuple(settings.get("seeds", (0,)))
 
@@ -157,6 +169,22 @@ def experiment(
             made.append(Stage(methods, **rest))
         return made
 
+    def build_teacher() -> Model:
+        assert teacher is not None
+        made = model(teacher, 0.5)
+        made.preprocess = ImagePreprocess([teacher_mean], [0.2])
+        if teacher_file is not None:
+            made.module.load_state_dict(load_file(teacher_file))
+        return made
+
+    given_teacher = None
+    if teacher is not None or store is not None:
+        train = stages([{"methods": ["supervised"], "epochs": teacher_epochs}])
+        given_teacher = ExperimentTeacher(
+            build_teacher if teacher is not None else None,
+            [] if teacher_file is not None or store is not None else train,
+            store=None if store is None else StoreSettings(**store),
+        )
     arms = arms or {"kd": [{"methods": ["kd", "supervised"]}]}
     return Experiment(
         name="toy",
@@ -164,15 +192,11 @@ def experiment(
             source_override or source(missing=missing),
             labels=labels,
             validation=0.125,
-            transforms=[RandomCrop(padding=1), HorizontalFlip()] if augment else [],
+            transforms=transforms or ([RandomCrop(padding=1), HorizontalFlip()] if augment else []),
+            views=views,
         ),
         student=lambda: model(student),
-        teacher=ExperimentTeacher(
-            lambda: model(teacher, 0.5),
-            stages([{"methods": ["supervised"], "epochs": teacher_epochs}]),
-        )
-        if teacher is not None
-        else None,
+        teacher=given_teacher,
         arms={name: (lambda given=given: stages(given)) for name, given in arms.items()},  # type: ignore[misc]
         settings=Settings(**settings),
         recipe={"toy": True},
@@ -185,8 +209,8 @@ def start(directory: Path, resume: bool, options: dict[str, Any]) -> RunResult:
 
 
 if __name__ == "__main__":
-    start(
-        Path(sys.argv[1]),
-        sys.argv[2] == "resume",
-        json.loads(sys.argv[3]) if len(sys.argv) > 3 else {},
-    )
+    given = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+    if sys.argv[2] == "label":
+        label(experiment(**given))
+    else:
+        start(Path(sys.argv[1]), sys.argv[2] == "resume", given)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from understudy.cli.outcome import ended
 
 FORMATS = ("safetensors", "hf", "onnx", "torch-export")
+DTYPES = ("float32", "bf16", "float16", "int8")
 _FOLDER = click.Path(path_type=Path)
 _OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
@@ -66,6 +68,90 @@ def run(recipe: str, overrides: tuple[str, ...], directory: Path | None) -> None
     from understudy.cli.running import run_recipe
 
     run_recipe(recipe, overrides, directory)
+
+
+@cli.command()
+@click.argument("recipe")
+@_OVERRIDES
+@click.option(
+    "--repair", is_flag=True, help="Read finished shards too, and make damaged ones again."
+)
+@click.option(
+    "--part",
+    default="1/1",
+    metavar="N/OF",
+    help="Label only the N-th part, for machines without a common disk; `store merge` joins them.",
+)
+def label(recipe: str, overrides: tuple[str, ...], repair: bool, part: str) -> None:
+    """Run the teacher once and fill the store of its outputs.
+
+    RECIPE names the store: teacher.store=PATH. Stopped or killed, give the same command to go on; under torchrun
+    the processes share the work.
+    """
+    from understudy.cli.storing import label_recipe
+
+    label_recipe(recipe, overrides, repair=repair, part=part)
+
+
+@cli.group()
+def store() -> None:
+    """Look after stores of teacher outputs."""
+
+
+@store.command()
+@click.argument("place", metavar="PATH")
+@click.option("--check", is_flag=True, help="Read every file and compare its checksum.")
+def info(place: str, check: bool) -> None:
+    """Say what the store in PATH holds, and with what error."""
+    from understudy.cli.storing import print_info
+
+    print_info(place, check=check)
+
+
+@store.command()
+@click.argument("recipe")
+@_OVERRIDES
+@click.option("--samples", default=256, help="How many views of samples to look at.")
+@click.option("--seed", default=0, help="Which ones.")
+def verify(recipe: str, overrides: tuple[str, ...], samples: int, seed: int) -> None:
+    """Run the teacher of RECIPE on random samples and compare with its store."""
+    from understudy.cli.storing import verify_store
+
+    if not verify_store(recipe, overrides, samples=samples, seed=seed):
+        sys.exit(1)
+
+
+@store.command()
+@click.argument("into", metavar="INTO")
+@click.argument("places", nargs=-1, required=True, metavar="PATH...")
+def merge(into: str, places: tuple[str, ...]) -> None:
+    """Put together in INTO what `label --part` made in several places."""
+    from understudy.cli.storing import merge_stores
+
+    merge_stores(into, places)
+
+
+@store.command()
+@click.argument("place", metavar="PATH")
+@click.argument("into", metavar="INTO")
+@click.option("--top-k", type=int, help="Keep only so many of the largest logits, and a tail.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="In what logits are kept.")
+@click.option("--feature-dtype", type=click.Choice(DTYPES), help="In what features are kept.")
+@click.option(
+    "--temperature", type=float, multiple=True, help="For which a tail is kept, beside 1; several."
+)
+def convert(
+    place: str,
+    into: str,
+    top_k: int | None,
+    dtype: Any,
+    feature_dtype: Any,
+    temperature: tuple[float, ...],
+) -> None:
+    """Make a smaller store, INTO, of one that holds all logits."""
+    from understudy.cli.storing import convert_store
+
+    convert_store(place, into, top_k, dtype, feature_dtype, temperature)
 
 
 @cli.command()

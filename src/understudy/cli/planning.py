@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from understudy.teachers.notes import Note
     from understudy.training.plan import ModelPlan, Plan, StagePlan
+    from understudy.training.store_plan import StorePlan
 
 _WIDTH = 160
 """Columns of tables that don't go to a terminal."""
@@ -68,6 +69,8 @@ def show_plan(console: Console, plan: Plan, *, modules: bool) -> None:
         fits = [f"  {_fit(note)}" for note in stage.fits]
         if taps or notes or fits:
             _lines(console, [f"{stage.arm} / {stage.stage}", *taps, *notes, *fits, ""])
+    if plan.store is not None:
+        _lines(console, list(_store_lines(plan.store)))
     if modules:
         for model in plan.models:
             console.print(_modules(model))
@@ -109,7 +112,7 @@ def _models(models: Sequence[ModelPlan]) -> Table:
             model.name,
             model.weights,
             count(model.parameters),
-            count(model.flops),
+            NOTHING if model.flops is None else count(model.flops),
         )
     return table
 
@@ -132,6 +135,14 @@ def _stages(stages: Sequence[StagePlan]) -> Table:
             NOTHING if stage.step_bytes is None else size(stage.step_bytes),
         )
     return table
+
+
+def _store_lines(store: StorePlan) -> Iterable[str]:
+    """Say what a store of teacher outputs costs and saves."""
+    sizes = ", ".join(f"{size(each)} {form}" for form, each in store.sizes.items())
+    yield f"Store of teacher outputs: {store.samples} samples, {store.views} views of each: {sizes}"
+    yield f"  {store.sentence}"
+    yield ""
 
 
 def _modules(model: ModelPlan) -> Table:

@@ -79,7 +79,7 @@ def _run(recipe: Recipe, directory: Path, *, resume: bool) -> None:
     from understudy.training.loop import Interrupted
     from understudy.training.run import run
 
-    with _shown(directory):
+    with log_shown(directory):
         try:
             run(recipe.build(directory), directory, resume=resume)
         except Interrupted as error:
@@ -108,8 +108,12 @@ def print_results(directory: Path) -> None:
 
 
 @contextmanager
-def _shown(directory: Path) -> Iterator[None]:
-    """Show the log while a run lasts, on a terminal with bars below; errors are left to who ends the command."""
+def log_shown(directory: Path | None = None) -> Iterator[None]:
+    """Show the log while something lasts; errors are left to who ends the command.
+
+    Args:
+        directory: a run directory, to show bars of its progress as well on a terminal.
+    """
     with ExitStack() as stack:
         handler: logging.Handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
@@ -123,7 +127,8 @@ def _shown(directory: Path) -> Iterator[None]:
             handler = RichHandler(
                 console=console, show_path=False, show_level=False, log_time_format="%H:%M:%S"
             )
-            stack.enter_context(Progress(console, directory))
+            if directory is not None:
+                stack.enter_context(Progress(console, directory))
         handler.addFilter(lambda record: record.levelno < logging.ERROR)
         handler.setLevel(logging.INFO if speaks() else logging.WARNING)
         logger = logging.getLogger("understudy")

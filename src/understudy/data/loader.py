@@ -10,7 +10,7 @@ import torch
 
 from understudy.data.batch import UNLABELLED, Batch
 from understudy.data.fetching import fetcher
-from understudy.data.order import SampleOrder
+from understudy.data.order import Order
 from understudy.data.placement import place
 from understudy.data.source import Raw, Split
 from understudy.data.views import Views, soft_labels
@@ -18,6 +18,9 @@ from understudy.errors import DataError, UnderstudyError
 
 Encoder = Callable[[Any, torch.device], Any]
 """Raw samples and a device -> what one model's forward takes; usually a model's `Preprocess`."""
+
+Lookup = Callable[[torch.Tensor, torch.Tensor], Mapping[str, torch.Tensor]]
+"""Sample ids and view numbers, both int64 [B] on the CPU -> what is known of them already, on the CPU."""
 
 EVALUATION_VIEW = -1
 """The view number of a sample as it is, without transforms."""
@@ -48,6 +51,7 @@ class TrainingLoader:
         rank: which slice of each batch this process gets.
         world: how many processes share a batch.
         accumulate: micro-batches in one optimiser step of this process.
+        lookups: role -> where that model's inputs are looked up instead, by id and view.
 
     Raises:
         UnderstudyError: a batch cannot be cut into world * accumulate parts.
@@ -57,7 +61,7 @@ class TrainingLoader:
     def __init__(
         self,
         split: Split,
-        order: SampleOrder,
+        order: Order,
         views: Views,
         encoders: Mapping[str, Encoder],
         *,
@@ -67,6 +71,7 @@ class TrainingLoader:
         rank: int = 0,
         world: int = 1,
         accumulate: int = 1,
+        lookups: Mapping[str, Lookup] | None = None,
     ) -> None:
         """Check the arguments against each other."""
         if not 0 <= rank < world:
@@ -88,6 +93,7 @@ class TrainingLoader:
         self._split = split
         self._views = views
         self._encoding = _Encoding(encoders, torch.device(device))
+        self._lookups = dict(lookups or {})
         self._classes = classes
         self._rank, self._world, self._accumulate = rank, world, accumulate
         self._labelled = split.labelled
@@ -148,8 +154,12 @@ class TrainingLoader:
             if given is not None:
                 others = place(split.labels[want.partners], device)
                 given = soft_labels(given, others, share, self._classes)
+        found = {role: lookup(ids, want.view) for role, lookup in self._lookups.items()}
+        inputs = self._encoding(raw)
+        for role, columns in found.items():
+            inputs[role] = {name: place(column, device) for name, column in columns.items()}
         return Batch(
-            inputs=self._encoding(raw),
+            inputs=inputs,
             labels=given,
             index=place(ids, device),
             view=place(want.view, device),

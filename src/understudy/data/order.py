@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Protocol
 
 import torch
 
@@ -11,6 +12,19 @@ from understudy.data.source import Split
 from understudy.errors import DataError, UnderstudyError
 
 KEPT_PERMUTATIONS = 4
+
+
+class Order(Protocol):
+    """Which samples make up a batch, by number."""
+
+    population: torch.Tensor
+
+    @property
+    def smallest_batch(self) -> int:
+        """Return the number of samples in the smallest batch."""
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the samples of a batch: int64 [B], positions in the split, and the pass each of them belongs to."""
 
 
 class SampleOrder:

@@ -13,6 +13,8 @@ class KD(Method, name="kd"):
 
     Paper: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
     Equation: T^2 * KL(softmax(t / T) || softmax(s / T)), mean over samples, in nats.
+    Top k: where a store holds the k largest logits and a tail, the divergence is that of the k classes and the rest
+    (`objectives.kd_top_k`), for the temperatures that the tail is stored for.
     Labels: not used; add `supervised` to use them (the paper's sum is `supervised` at 1 - alpha and `kd` at alpha).
     Cost: none beside the teacher's forward pass.
     Fails when: the teacher is worse than the student would be alone, or so confident that its probabilities say
@@ -31,4 +33,18 @@ class KD(Method, name="kd"):
 
     def loss(self, step: Step) -> torch.Tensor:
         """Return the mean over the samples."""
-        return objectives.kd(*step.logits(), temperature=self.temperature, weight=step.batch.weight)
+        top_k = step.teacher.top_k
+        if top_k is None:
+            student, teacher = step.logits()
+            return objectives.kd(
+                student, teacher, temperature=self.temperature, weight=step.batch.weight
+            )
+        assert step.student.logits is not None
+        return objectives.kd_top_k(
+            step.student.logits,
+            top_k.values,
+            top_k.indices,
+            top_k.tail(self.temperature),
+            temperature=self.temperature,
+            weight=step.batch.weight,
+        )

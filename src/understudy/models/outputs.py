@@ -8,7 +8,44 @@ from typing import Any
 
 import torch
 
-from understudy.errors import ModelError
+from understudy.errors import ModelError, StoreError
+
+
+@dataclass(slots=True)
+class TopK:
+    """The largest k of C logits of each sample, and one number for all that is left.
+
+    The rest is one further class, the tail. At temperature T its logit is T * log sum exp(z_j / T) over the classes
+    that are not among the k, so that dividing values and tail by T and taking the softmax gives the teacher's
+    softened probabilities of the k classes and of the rest, exactly.
+
+    Attributes:
+        values: [B, k], logits less the sample's largest logit.
+        indices: int64 [B, k], which classes they belong to, ascending.
+        tails: temperature -> [B], the tail's logit less the sample's largest logit; -inf when k = C.
+        entropy: [B], the entropy of the teacher's C probabilities at temperature 1, in nats.
+        classes: C.
+    """
+
+    values: torch.Tensor
+    indices: torch.Tensor
+    tails: dict[float, torch.Tensor]
+    entropy: torch.Tensor
+    classes: int
+
+    def tail(self, temperature: float) -> torch.Tensor:
+        """Return the tail's logit [B] at a temperature.
+
+        Raises:
+            StoreError: it was not kept for that temperature, and cannot be had from another.
+        """
+        if float(temperature) not in self.tails:
+            kept = ", ".join(f"{known:g}" for known in self.tails)
+            raise StoreError(
+                f"The teacher's tail is stored for the temperatures {kept}, not for {temperature:g}, and does not "
+                f"follow from them. Use one of them, or label again with temperatures=[{temperature:g}]."
+            )
+        return self.tails[float(temperature)]
 
 
 @dataclass(slots=True)
@@ -18,10 +55,12 @@ class Outputs:
     Attributes:
         logits: [B, C], raw scores before the softmax; None when the pass stopped before them.
         features: tap name -> tensor, in the shape that the tapped module gave or took.
+        top_k: the largest logits in place of all, where a store holds no more; None otherwise.
     """
 
     logits: torch.Tensor | None = None
     features: dict[str, torch.Tensor] = field(default_factory=dict)
+    top_k: TopK | None = None
 
 
 def logits_of(raw: Any) -> torch.Tensor:

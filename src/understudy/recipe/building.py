@@ -56,10 +56,12 @@ def build(recipe: Recipe, directory: Path) -> Experiment:
     teacher = None
     if recipe.teacher is not None:
         train = recipe.teacher.train
+        model = recipe.teacher.model
         teacher = ExperimentTeacher(
-            build=_teacher(makers, recipe.teacher.model, trained=train is not None),
+            build=None if model is None else _teacher(makers, model, trained=train is not None),
             stages=train.build() if train is not None else (),
             labels=recipe.teacher.labels,
+            store=recipe.teacher.store,
         )
     arms: dict[str, Callable[[], list[Stage]]] = {}
     if recipe.baseline:

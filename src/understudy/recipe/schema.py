@@ -112,6 +112,8 @@ def _add_short_forms(whole: dict[str, Any], definitions: dict[str, Any]) -> None
     # A stage takes from the recipe whatever it leaves out, and a teacher's stage its methods too.
     definitions["StageSection"].pop("required", None)
     _let_change(definitions["StageSection"]["properties"], OF_STAGES)
+    stored = definitions["TeacherSection"]["properties"]["store"]
+    stored["anyOf"].insert(0, {"type": "string", "description": "a path, or a URL"})
     properties = whole["properties"]
     for key, inside in SECTIONS.items():
         given = properties[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -67,7 +68,9 @@ _ModelField = MODEL.field
 class TeacherSection(_TeacherFields):  # type: ignore[misc]
     """The teacher."""
 
-    model: _ModelField = Field(description="the teacher's model")  # type: ignore[valid-type]
+    model: _ModelField | None = Field(  # type: ignore[valid-type]
+        None, description="the teacher's model; not needed where there is a store of its outputs"
+    )
     train: Arm | None = Field(
         None, description="how it is trained; nothing when its weights are loaded"
     )
@@ -196,8 +199,11 @@ def read_teacher(value: Any, defaults: Defaults) -> TeacherSection | None:
     """Return the teacher from its section, or from its model alone."""
     if value is None or isinstance(value, TeacherSection):
         return value
-    given = dict(value) if is_section(value, "model") else {"model": value}
+    known = is_section(value, "model") or is_section(value, "store")
+    given = dict(value) if known else {"model": value}
     training = given.pop("train", None)
+    if isinstance(given.get("store"), str | Path):
+        given["store"] = {"path": str(given["store"])}
 
     def train() -> Arm | None:
         if training is None:
@@ -213,6 +219,14 @@ def read_teacher(value: Any, defaults: Defaults) -> TeacherSection | None:
         raise problem_at(
             ("train",), "the teacher itself has no teacher; train it with `supervised`", training
         )
+    if teacher.model is None and teacher.store is None:
+        raise problem_at(("model",), "is missing; name a model, or a `store` of its outputs", value)
+    if arm is not None and teacher.store is not None:
+        text = (
+            "stands beside `store`, which holds the outputs of a teacher that was trained before; train it in a run "
+            "of its own and name it `saved:runs/NAME/models/teacher`"
+        )
+        raise problem_at(("train",), text, training)
     completed: TeacherSection = teacher.model_copy(update={"train": arm})
     return completed
 

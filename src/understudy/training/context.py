@@ -26,14 +26,17 @@ from understudy.models.model import Model
 from understudy.models.taps import unchanged
 from understudy.teachers.passes import Pass
 from understudy.teachers.readings import Reading, Seen
+from understudy.teachers.store import Store
+from understudy.teachers.stored import StoredModel, StoredTeacher
 from understudy.training.distribution import World
 from understudy.training.experiment import Experiment
 from understudy.training.fitting import FITTED, PROVISIONAL, Fitting, make_study
 from understudy.training.precision import Precision
 from understudy.training.run_directory import RunDirectory
-from understudy.training.splits import Splits
+from understudy.training.splits import DATA_SEED, Splits
 from understudy.training.stage import Stage
 from understudy.training.stage_run import Earlier, StageRun
+from understudy.training.stored_side import refuse_changed_inputs, stored_example
 
 logger = logging.getLogger("understudy")
 EXAMPLE_SIZE = 8
@@ -62,6 +65,7 @@ class Context:
     teacher_predictions: Predictions | None = None
     teacher_embeddings: torch.Tensor | None = None
     _loaders: dict[tuple[int, str], EvaluationLoader] = field(default_factory=dict)
+    _stores: list[Store] = field(default_factory=list)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -105,7 +109,7 @@ class Context:
         stage: Stage,
         *,
         student: Model,
-        teacher: Model | None,
+        teacher: Model | StoredModel | None,
         split: Split,
         seed: int,
         number: int,
@@ -117,24 +121,30 @@ class Context:
         Args:
             stage: what to train with.
             student: the model that learns.
-            teacher: the model that it learns from, if any.
+            teacher: the model that it learns from, or what is stored of it, if any.
             split: the training split, with the labels that may be seen.
             seed: the member's seed.
             number: the stage's position in its arm.
             earlier: what the methods of the arm's earlier stages learnt.
             fitting: how methods are fitted before the stage: provisionally, unless it is said otherwise.
         """
-        settings, data = self.experiment.settings, self.experiment.data
+        settings = self.experiment.settings
         using = [method for method in stage.active_methods if method.uses_teacher]
         if using and teacher is None:
             names = ", ".join(method.name for method in using)
             raise PreflightError(
                 f"Stage '{stage.name}' uses {names}, which needs a teacher, but the run has none."
             )
+        asks = any(method.needs_teacher for method in using)
         encoders = {"student": student.preprocess}
-        everyone = encoders if teacher is None else {**encoders, "teacher": teacher.preprocess}
-        if any(method.needs_teacher for method in using):
-            encoders = everyone
+        everyone, stored = encoders, None
+        if isinstance(teacher, StoredModel):
+            stored = StoredTeacher(teacher, "teacher") if using else None
+            if asks:
+                refuse_changed_inputs(stage, teacher)
+        elif teacher is not None:
+            everyone = {**encoders, "teacher": teacher.preprocess}
+            encoders = everyone if asks else encoders
         fits = any(method.fits for method in using)
         order = SampleOrder.over(
             split,
@@ -142,7 +152,7 @@ class Context:
             seed=seeding.derive(seed, "order", number),
             labelled_only=self._learns_from_labels_only(split, stage),
         )
-        views = Views(data.transforms, seed=seeding.derive(seed, "views"), count=data.views)
+        views = self.views(seed)
         loader = TrainingLoader(
             split,
             order,
@@ -154,14 +164,19 @@ class Context:
             rank=self.world.rank,
             world=self.world.size,
             accumulate=stage.accumulate,
+            lookups={stored.role: stored.lookup} if stored is not None and asks else {},
         )
         return StageRun(
             stage,
             student=student,
-            teacher=teacher if using else None,
+            teacher=stored or (None if isinstance(teacher, StoredModel) or not using else teacher),
             loader=loader,
             split=split,
-            example=self.example(split, everyone if using else encoders),
+            example=self.example(split, everyone if using else encoders)
+            if stored is None
+            else stored_example(
+                stored, split, views, encoders, self.world.device, len(self.classes)
+            ),
             steps_per_epoch=self.steps_per_epoch,
             task=self.experiment.task,
             classes=len(self.classes),
@@ -170,8 +185,22 @@ class Context:
             world=self.world,
             compile=settings.compile,
             earlier=earlier,
-            study=make_study(self, fitting, teacher, split, views) if fits else None,
+            study=make_study(self, fitting, self._itself(teacher), split, views) if fits else None,
         )
+
+    def _itself(self, teacher: Model | StoredModel | None) -> Model | None:
+        """Return the teacher as a model, also where its outputs are stored: a fit runs it on what it likes."""
+        return self.place(teacher.model) if isinstance(teacher, StoredModel) else teacher
+
+    def views(self, seed: int) -> Views:
+        """Return the views that a member sees.
+
+        A fixed number of views belongs to the data and is the same for every seed, so that one store serves them all.
+        Without a number they are the member's own.
+        """
+        data = self.experiment.data
+        origin = seed if data.views is None else DATA_SEED
+        return Views(data.transforms, seed=seeding.derive(origin, "views"), count=data.views)
 
     def example(self, split: Split, encoders: Mapping[str, Any], size: int = EXAMPLE_SIZE) -> Batch:
         """Return the first samples of a split as a batch."""
@@ -236,11 +265,28 @@ class Context:
             return None
         return torch.cat(found).cpu()
 
+    def open_store(self, place: str) -> Store:
+        """Open a store until `close`."""
+        self._stores.append(Store(place))
+        return self._stores[-1]
+
+    def selection_split(self) -> tuple[str, Split | None]:
+        """Return what a teacher is judged by, and its name: the validation split, or labelled training samples."""
+        validation, train = self.splits.validation, self.splits.teacher_train
+        if validation is not None and len(validation.labelled):
+            return "validation", validation
+        if len(train.labelled):
+            return "training", train.subset(train.labelled[:2000])
+        return "none", None
+
     def close(self) -> None:
-        """Stop the workers that read what is evaluated."""
+        """Stop the workers that read what is evaluated, and close the store."""
         for loader in self._loaders.values():
             loader.close()
+        for store in self._stores:
+            store.close()
         self._loaders.clear()
+        self._stores.clear()
 
     def _evaluation_loader(self, model: Model, split: Split) -> EvaluationLoader:
         """Return the loader of a split for a model's preprocessing; kept, since every epoch asks for it."""
@@ -257,11 +303,14 @@ class Context:
         return self._loaders[key]
 
     def measure_classes(
-        self, student: Model, teacher: Model | None
-    ) -> dict[str, tuple[Model, int | None]]:
+        self, student: Model, teacher: Model | StoredModel | None
+    ) -> dict[str, tuple[Model | StoredModel, int | None]]:
         """Run an example through each model; return role -> (model, number of its logits)."""
-        found: dict[str, tuple[Model, int | None]] = {}
+        found: dict[str, tuple[Model | StoredModel, int | None]] = {}
         for role, model in (("student", student), ("teacher", teacher)):
+            if isinstance(model, StoredModel):
+                found[role] = (model, model.width)
+                continue
             if model is None:
                 continue
             batch = self.example(self.splits.train, {"student": model.preprocess}, size=2)

@@ -10,6 +10,7 @@ from understudy.data.source import Source
 from understudy.data.views import Mixing, Transform
 from understudy.models.model import Model
 from understudy.tasks.classification import Classification
+from understudy.teachers.store.settings import StoreSettings
 from understudy.training.settings import Settings
 from understudy.training.stage import Stage
 
@@ -44,14 +45,16 @@ class ExperimentTeacher:
     """The teacher of a run.
 
     Attributes:
-        build: makes the model; called once.
+        build: makes the model; called once. None where there is only a store.
         stages: how it is trained; empty when its weights are loaded.
         labels: how many training labels it may see (as in `ExperimentData.labels`); None for all.
+        store: where its outputs are kept, and what `label` writes there; None when it runs as the student trains.
     """
 
-    build: Callable[[], Model]
+    build: Callable[[], Model] | None
     stages: Sequence[Stage] = ()
     labels: int | float | None = None
+    store: StoreSettings | None = None
 
 
 @dataclass

@@ -27,6 +27,7 @@ from understudy.evaluation.predictions import Predictions
 from understudy.models import saved
 from understudy.models.model import Model, fingerprint
 from understudy.models.surgery import fold_heads, operate
+from understudy.teachers.stored import StoredModel
 from understudy.training.checkpoint import Checkpoints
 from understudy.training.context import Context
 from understudy.training.experiment import TEACHER
@@ -75,7 +76,11 @@ class Member:
         self._earlier: Earlier = {}
 
     def train(
-        self, student: Model, teacher: Model | None, stages: Sequence[Stage], split: Split
+        self,
+        student: Model,
+        teacher: Model | StoredModel | None,
+        stages: Sequence[Stage],
+        split: Split,
     ) -> None:
         """Train through all stages, going on from the newest checkpoint when there is one."""
         found = self.checkpoints.load()
@@ -259,6 +264,18 @@ class Member:
             self._record("member", state="finished")
             self.checkpoints.clear()
         return predictions
+
+    def finish_stored(self, teacher: StoredModel, predictions: Predictions) -> None:
+        """Write the result of a teacher of which only the outputs are there."""
+        self._record(
+            "result",
+            split="test",
+            metrics={**classification_metrics(predictions), "agreement": None, "kl": None},
+            per_class=per_class(predictions),
+            calibration=reliability(predictions),
+            cost={"parameters": teacher.parameters, "flops": teacher.flops},
+        )
+        self._record("member", state="finished")
 
     def save(self, student: Model, metadata: dict[str, Any]) -> Path:
         """Write the trained model's folder and return it."""

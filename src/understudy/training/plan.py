@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from understudy import seeding
 from understudy.data.batch import Batch
 from understudy.errors import PreflightError
 from understudy.evaluation import cost
@@ -24,6 +23,7 @@ from understudy.models.outputs import call
 from understudy.models.surgery import restored
 from understudy.models.taps import unchanged
 from understudy.teachers.notes import Note
+from understudy.teachers.stored import StoredModel
 from understudy.training.context import Context
 from understudy.training.distribution import join_world
 from understudy.training.experiment import TEACHER, Experiment
@@ -34,6 +34,8 @@ from understudy.training.run_directory import RunDirectory
 from understudy.training.splits import make_splits
 from understudy.training.stage import Stage
 from understudy.training.stage_run import Earlier, StageRun
+from understudy.training.store_plan import StorePlan, TeacherUse, plan_store
+from understudy.training.teacher import build_teacher
 
 PROBE_BATCH = 64
 """Samples in the batch that precision is probed with, at most."""
@@ -55,6 +57,7 @@ class StagePlan:
         loss_flops: FLOPs per sample of the methods' part of a forward pass.
         step_seconds: measured time of one forward and backward pass over a batch; None when not measured.
         step_bytes: peak memory of the process in that pass.
+        teacher: how the stage uses the teacher; None when it asks for none, or nothing was measured.
         fits: what methods will fit to the teacher before the stage, with its expected cost.
         verdicts: the outcome of each check.
     """
@@ -70,6 +73,7 @@ class StagePlan:
     loss_flops: int | None = None
     step_seconds: float | None = None
     step_bytes: int | None = None
+    teacher: TeacherUse | None = None
     fits: list[Note] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
 
@@ -83,7 +87,7 @@ class ModelPlan:
         name: the name it was asked for by.
         weights: where its initial weights come from.
         parameters: their number.
-        flops: FLOPs of a forward pass per sample, 2 per multiply-add.
+        flops: FLOPs of a forward pass per sample, 2 per multiply-add; None where nobody counted.
         description: its modules, stages and classifier.
     """
 
@@ -91,7 +95,7 @@ class ModelPlan:
     name: str
     weights: str
     parameters: int
-    flops: int
+    flops: int | None
     description: ModelDescription
 
 
@@ -110,6 +114,7 @@ class Plan:
         models: student and teacher.
         stages: every stage of every arm.
         verdicts: the outcome of the checks on the models.
+        store: what a store of the teacher's outputs costs and saves; None when nothing asks for the teacher.
     """
 
     name: str
@@ -123,6 +128,7 @@ class Plan:
     models: list[ModelPlan]
     stages: list[StagePlan]
     verdicts: list[Verdict]
+    store: StorePlan | None = None
 
     @property
     def refused(self) -> list[Verdict]:
@@ -155,20 +161,20 @@ def make_plan(experiment: Experiment, path: Path | None = None) -> Plan:
     world = join_world(experiment.settings.device)
     context = Context(experiment, make_splits(experiment), world, directory)
     seed = experiment.settings.seeds[0]
-    student, teacher = context.build_student(seed), None
-    if experiment.teacher is not None:
-        with seeding.isolated(seed, TEACHER):
-            teacher = experiment.teacher.build()
-        teacher = context.place(teacher)
+    student, teacher = context.build_student(seed), build_teacher(context)
+    if isinstance(teacher, Model):
+        context.place(teacher)
     verdicts = check_classes(context.classes, context.measure_classes(student, teacher))
     models = [model_plan(context, "student", student)]
-    if teacher is not None:
+    if isinstance(teacher, StoredModel):
+        models.append(_stored_plan(teacher))
+    elif teacher is not None:
         models.append(model_plan(context, TEACHER, teacher))
     stages: list[StagePlan] = []
     probed: dict[str, float] = {}
     if all(verdict.outcome != "refused" for verdict in verdicts):
         context.precision, probed = choose_precision(context, teacher)
-        if teacher is not None:
+        if isinstance(teacher, Model):
             context.place(teacher)
         stages = inspect_stages(context, teacher, measure=True)
     splits = context.splits
@@ -189,6 +195,7 @@ def make_plan(experiment: Experiment, path: Path | None = None) -> Plan:
         models=models,
         stages=stages,
         verdicts=verdicts,
+        store=plan_store(context, teacher, [s.teacher for s in stages if s.teacher is not None]),
     )
 
 
@@ -208,13 +215,25 @@ def model_plan(context: Context, role: str, model: Model) -> ModelPlan:
     )
 
 
+def _stored_plan(teacher: StoredModel) -> ModelPlan:
+    return ModelPlan(
+        TEACHER,
+        teacher.name,
+        teacher.weights,
+        teacher.parameters,
+        teacher.flops,
+        teacher.description,
+    )
+
+
 def inspect_stages(
-    context: Context, teacher: Model | None, *, measure: bool = False
+    context: Context, teacher: Model | StoredModel | None, *, measure: bool = False
 ) -> list[StagePlan]:
     """Build every stage of every arm, run one step that leaves no trace, and say what was found."""
     plans = []
     seed = context.experiment.settings.seeds[0]
     if context.experiment.teacher is not None and context.experiment.teacher.stages:
+        assert isinstance(teacher, Model)
         plans += _inspect_arm(
             context, TEACHER, list(context.experiment.teacher.stages), teacher, None, measure
         )
@@ -228,11 +247,10 @@ def _inspect_arm(
     context: Context,
     arm: str,
     stages: list[Stage],
-    student: Model | None,
-    teacher: Model | None,
+    student: Model,
+    teacher: Model | StoredModel | None,
     measure: bool,
 ) -> list[StagePlan]:
-    assert student is not None
     split = context.splits.teacher_train if arm == TEACHER else context.splits.train
     plans = []
     earlier: Earlier = {}
@@ -281,7 +299,23 @@ def _stage_plan(run: StageRun, arm: str, measure: bool) -> StagePlan:
             run.trial(run.precision, batch)
             plan.step_seconds = (time.perf_counter() - begin) * run.stage.accumulate
         plan.step_bytes = memory.bytes
+        plan.teacher = _teacher_use(run, batch)
     return plan
+
+
+def _teacher_use(run: StageRun, batch: Batch) -> TeacherUse | None:
+    """Time the teacher on a batch that it has seen before."""
+    if not run.teachers:
+        return None
+    begin = time.perf_counter()
+    for teacher in run.teachers.values():
+        teacher.targets(batch)
+    seconds = (time.perf_counter() - begin) / len(batch)
+    rows = run.total_steps * len(batch) * run.stage.accumulate
+    taps = {
+        tap.name: tap.shape for side in run.wiring.teachers.values() for tap in side.taps.values()
+    }
+    return TeacherUse(rows, seconds, taps)
 
 
 def _loss_flops(run: StageRun) -> int:
@@ -302,7 +336,9 @@ def _loss_flops(run: StageRun) -> int:
     return max(0, whole - student - teachers) // len(example)
 
 
-def choose_precision(context: Context, teacher: Model | None) -> tuple[Precision, dict[str, float]]:
+def choose_precision(
+    context: Context, teacher: Model | StoredModel | None
+) -> tuple[Precision, dict[str, float]]:
     """Return the precision that the settings ask for, or the one that a short probe finds fastest."""
     settings = context.experiment.settings
     device = context.world.device.type
@@ -314,7 +350,8 @@ def choose_precision(context: Context, teacher: Model | None) -> tuple[Precision
     if True in formats or settings.compile:
         models = {"student": context.build_student(settings.seeds[0]), TEACHER: teacher}
         unsound = unsound_channels_last(
-            {role: model.module for role, model in models.items() if model is not None}, device
+            {role: model.module for role, model in models.items() if isinstance(model, Model)},
+            device,
         )
         if unsound and settings.compile:
             raise PreflightError(f"{unsound} `compile: true` lays them out so. Use compile: false.")
@@ -345,7 +382,7 @@ def choose_precision(context: Context, teacher: Model | None) -> tuple[Precision
 
     def prepare(candidate: Precision) -> Callable[[], None]:
         for model in (student, teacher):
-            if model is not None:
+            if isinstance(model, Model):
                 _to_format(model.module, candidate.channels_last)
         ready = _in_format(batch, candidate.channels_last)
         run.precision = candidate
@@ -361,7 +398,7 @@ def choose_precision(context: Context, teacher: Model | None) -> tuple[Precision
         return choose(candidates, prepare)
     finally:
         run.close()
-        if teacher is not None:
+        if isinstance(teacher, Model):
             _to_format(teacher.module, False)
 
 

@@ -10,7 +10,9 @@ from understudy.data.labels import check_label_maps
 from understudy.errors import PreflightError
 from understudy.evaluation.classification import accuracy
 from understudy.evaluation.predictions import Predictions
+from understudy.methods import Ramp
 from understudy.models.model import Model
+from understudy.teachers.stored import StoredModel
 from understudy.training.stage_run import StageRun
 
 CHANCE_PROBABILITY = 0.01
@@ -44,7 +46,7 @@ def refuse(verdicts: list[Verdict]) -> None:
 
 
 def check_classes(
-    classes: tuple[str, ...], models: dict[str, tuple[Model, int | None]]
+    classes: tuple[str, ...], models: dict[str, tuple[Model | StoredModel, int | None]]
 ) -> list[Verdict]:
     """Check the number of classes of each model, and the names of those that know theirs, against the data.
 
@@ -116,6 +118,10 @@ def check_teacher(
 def check_stage(run: StageRun, arm: str) -> list[Verdict]:
     """Run one step of a stage that leaves no trace, and look at its taps and its losses."""
     place = f"arm '{arm}', stage '{run.stage.name}'"
+    if any(isinstance(method.weight, Ramp) for method in run.module.active):
+        # A method that is silent half-way may still ask for what is not there.
+        for progress in (0.0, 1.0):
+            run.trial(run.precision, run.example, progress)
     terms = run.trial(run.precision, run.example)
     verdicts = []
     bad = [name for name, value in terms.items() if not math.isfinite(float(value))]

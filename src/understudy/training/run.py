@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from understudy import seeding
-from understudy.data.source import Split
 from understudy.errors import PreflightError, RunDirectoryError, UnderstudyError
 from understudy.models import saved
-from understudy.models.model import Model, fingerprint
+from understudy.models.model import Model
+from understudy.teachers.stored import StoredModel
 from understudy.training.context import Context
 from understudy.training.distribution import World, join_world
 from understudy.training.experiment import BASELINE, TEACHER, Experiment
@@ -29,6 +28,7 @@ from understudy.training.preflight import Verdict, check_classes, check_teacher,
 from understudy.training.run_directory import RunDirectory, commit
 from understudy.training.run_log import run_log
 from understudy.training.splits import make_splits
+from understudy.training.teacher import build_teacher, teacher_fingerprint, teacher_predictions
 from understudy.training.trackers import make_trackers
 
 logger = logging.getLogger("understudy")
@@ -101,7 +101,7 @@ class _Run:
 
     def check(self) -> None:
         """Build the models, decide the precision and do every check that needs no training."""
-        self.teacher = self._build_teacher()
+        self.teacher = build_teacher(self.context)
         self.student = self.context.build_student(self.experiment.settings.seeds[0])
         self._decide_precision()
         plans = inspect_stages(self.context, self.teacher)
@@ -125,14 +125,6 @@ class _Run:
                 self._student_member(arm, seed, teacher)
         logger.info("Run %s is finished.", self.directory.path)
 
-    def _build_teacher(self) -> Model | None:
-        if self.experiment.teacher is None:
-            return None
-        with seeding.isolated(self.experiment.settings.seeds[0], TEACHER):
-            model = self.experiment.teacher.build()
-        model.module.to(self.world.device)
-        return model
-
     def _started(self) -> dict[str, Any] | None:
         return next((line for line in self.lines if line["event"] == "run"), None)
 
@@ -150,7 +142,7 @@ class _Run:
             for name, seconds in timings.items():
                 logger.info("Probe: a step takes %.1f ms in %s", 1000 * seconds, name)
         logger.info("Precision: %s", self.context.precision)
-        if teacher is not None:
+        if isinstance(teacher, Model):
             self.context.place(teacher)
 
     def _judge(self, verdicts: list[Verdict]) -> None:
@@ -161,7 +153,7 @@ class _Run:
             if verdict.outcome == "refused":
                 logger.warning("Preflight would refuse: %s", verdict.message)
 
-    def _write_start(self, student: Model, teacher: Model | None) -> None:
+    def _write_start(self, student: Model, teacher: Model | StoredModel | None) -> None:
         splits, source = self.context.splits, self.experiment.data.source
         recipe = json.dumps(dict(self.experiment.recipe), sort_keys=True, default=str)
         self.directory.record(
@@ -194,7 +186,7 @@ class _Run:
                 name=model.name,
                 parameters=model.parameters,
                 weights=model.weights,
-                fingerprint=fingerprint(model.module),
+                fingerprint=teacher_fingerprint(model),
                 trained_here=bool(role == "student" or trained),
             )
             logger.info(
@@ -203,17 +195,22 @@ class _Run:
                 model.name,
                 f"{model.parameters:,}",
                 model.weights,
-                fingerprint(model.module),
+                teacher_fingerprint(model),
             )
 
     def _teacher_stages(self) -> bool:
         return bool(self.experiment.teacher and self.experiment.teacher.stages)
 
-    def _teacher_member(self, teacher: Model) -> None:
+    def _teacher_member(self, teacher: Model | StoredModel) -> None:
         """Train or only evaluate the teacher, and keep its test predictions to compare students with."""
         seed = self.experiment.settings.seeds[0]
         member = self._member(TEACHER, seed)
-        if self._finished(TEACHER, seed):
+        if isinstance(teacher, StoredModel):
+            if not self._finished(TEACHER, seed):
+                test = teacher_predictions(self.context, teacher, self.context.splits.test)
+                member.finish_stored(teacher, test)
+                self.world.wait()
+        elif self._finished(TEACHER, seed):
             saved.load(self.directory.teacher, module=teacher.module)
         else:
             stages = self.experiment.teacher.stages if self.experiment.teacher else ()
@@ -223,9 +220,11 @@ class _Run:
             member.finish(teacher, self._metadata(TEACHER, seed), classifies=classifies)
             self.world.wait()
         if self._classifies(teacher):
-            self.context.teacher_predictions = self.context.predictions(
-                teacher, teacher.module, self.context.splits.test
+            self.context.teacher_predictions = teacher_predictions(
+                self.context, teacher, self.context.splits.test
             )
+        if isinstance(teacher, Model):
+            self.context.teacher_embeddings = self.context.embeddings(teacher)
         if self._teacher_stages():
             self._check_teacher(teacher)
 
@@ -238,7 +237,7 @@ class _Run:
             for method in stage.active_methods
         )
 
-    def _classifies(self, teacher: Model) -> bool:
+    def _classifies(self, teacher: Model | StoredModel) -> bool:
         """Tell whether the teacher's logits mean something: they are asked for, or its classifier was trained.
 
         It was not where the teacher's own training saw neither labels nor another model, or where guessing is as good.
@@ -252,23 +251,22 @@ class _Run:
         ]
         if methods and not any(method.needs_labels or method.uses_teacher for method in methods):
             return False
-        name, split = self._selection_split()
+        name, split = self.context.selection_split()
         if split is None:
             return True
-        found = self.context.predictions(teacher, teacher.module, split)
+        found = teacher_predictions(self.context, teacher, split)
         return all(
             verdict.outcome != "refused" for verdict in check_teacher(found, None, split=name)
         )
-        self.context.teacher_embeddings = self.context.embeddings(teacher)
 
-    def _check_teacher(self, teacher: Model) -> None:
+    def _check_teacher(self, teacher: Model | StoredModel) -> None:
         """Refuse a teacher that has nothing to teach, by the validation split (or the labelled training samples)."""
         if not self._classifies(teacher):
             logger.info(
                 "The teacher's classifier was not trained, and no method asks for what it says."
             )
             return
-        name, split = self._selection_split()
+        name, split = self.context.selection_split()
         if split is None:
             logger.warning(
                 "No labelled sample outside of the test split: the teacher was not checked."
@@ -279,28 +277,18 @@ class _Run:
         if student.weights != "random":
             start = self.context.predictions(student, student.module, split)
         self._judge(
-            check_teacher(
-                self.context.predictions(teacher, teacher.module, split), start, split=name
-            )
+            check_teacher(teacher_predictions(self.context, teacher, split), start, split=name)
         )
 
-    def _selection_split(self) -> tuple[str, Split | None]:
-        validation, train = self.context.splits.validation, self.context.splits.teacher_train
-        if validation is not None and len(validation.labelled):
-            return "validation", validation
-        if len(train.labelled):
-            return "training", train.subset(train.labelled[:2000])
-        return "none", None
-
-    def _student_member(self, arm: str, seed: int, teacher: Model | None) -> None:
+    def _student_member(self, arm: str, seed: int, teacher: Model | StoredModel | None) -> None:
         if self._finished(arm, seed):
             logger.info("%s, seed %d: finished before", arm, seed)
             return
         student = self.context.build_student(seed)
-        before = fingerprint(teacher.module) if teacher is not None else None
+        before = teacher_fingerprint(teacher) if teacher is not None else None
         member = self._member(arm, seed)
         member.train(student, teacher, self.experiment.arms[arm](), self.context.splits.train)
-        if teacher is not None and fingerprint(teacher.module) != before:
+        if teacher is not None and teacher_fingerprint(teacher) != before:
             raise PreflightError(
                 f"The teacher changed while '{arm}' was trained; a method must not write to it."
             )

@@ -22,6 +22,7 @@ from understudy.models.surgery import surgery_of
 from understudy.models.taps import Tapped, find_module, unchanged
 from understudy.tasks.classification import Classification
 from understudy.teachers.live import LiveTeacher
+from understudy.teachers.stored import StoredTeacher
 from understudy.teachers.study import Study
 from understudy.training.averaging import Averaging
 from understudy.training.distribution import World
@@ -30,6 +31,7 @@ from understudy.training.precision import Precision
 from understudy.training.random_state import get_random_state, set_random_state
 from understudy.training.stage import Stage
 from understudy.training.step import TrainingStep, shares_of
+from understudy.training.stored_side import StoredSide
 
 Earlier = dict[str, dict[str, torch.Tensor]]
 """Method name -> the state of its modules at the end of an earlier stage of the same arm."""
@@ -51,7 +53,7 @@ class StageRun:
     Args:
         stage: what to train with.
         student: the student, on the device already.
-        teacher: the teacher, on the device; None when no method of the stage needs one.
+        teacher: the teacher, on the device, or its store; None when no method of the stage needs one.
         loader: the stage's batches.
         split: the samples that the batches are drawn from.
         example: a small batch by which shapes are measured.
@@ -76,7 +78,7 @@ class StageRun:
         stage: Stage,
         *,
         student: Model,
-        teacher: Model | None,
+        teacher: Model | StoredTeacher | None,
         loader: Loader,
         split: Split,
         example: Batch,
@@ -104,9 +106,11 @@ class StageRun:
         self._trains_student = any(method.trains_student for method in methods)
         self._earlier: Earlier = dict(earlier or {})
         height = _height(example, "student")
-        sides = {}
+        sides: dict[str, Side] = {}
         runs_teacher = any(method.needs_teacher for method in methods)
-        if teacher is not None and any(method.uses_teacher for method in methods):
+        if isinstance(teacher, StoredTeacher):
+            sides[teacher.role] = StoredSide(teacher.role, teacher.model)
+        elif teacher is not None and any(method.uses_teacher for method in methods):
             sides["teacher"] = Side(
                 "teacher",
                 teacher.module,
@@ -137,7 +141,11 @@ class StageRun:
         # After wiring, which may have put grafts or another head into the student.
         self._frozen = _freeze(student.module, stage.freeze if self._trains_student else [""])
         self.averaging = Averaging(stage, student.module)
-        self.teachers = {
+        self.teachers: dict[str, LiveTeacher | StoredTeacher] = {}
+        if isinstance(teacher, StoredTeacher) and runs_teacher:
+            teacher.taps = tuple(sides[teacher.role].taps)
+            self.teachers[teacher.role] = teacher
+        self.teachers |= {
             name: LiveTeacher(
                 side.module,
                 role=name,
@@ -148,7 +156,7 @@ class StageRun:
                 compile=compile,
             )
             for name, side in sides.items()
-            if runs_teacher
+            if runs_teacher and not isinstance(side, StoredSide)
         }
         self.tapped = Tapped(student.module, self.wiring.student.taps, self.wiring.student.copied)
         targets = {name: live.targets for name, live in self.teachers.items()}
@@ -236,12 +244,14 @@ class StageRun:
             return None
         return nn.utils.clip_grad_norm_(self.trained, self.stage.clip)
 
-    def trial(self, precision: Precision, batch: Batch) -> dict[str, torch.Tensor]:
+    def trial(
+        self, precision: Precision, batch: Batch, progress: float = 0.5
+    ) -> dict[str, torch.Tensor]:
         """Run one forward and backward pass that leaves no trace, and return its terms."""
         with unchanged(self.module):
             self.train_mode()
             with precision.context():
-                loss, terms = self.module(batch, 0.5)
+                loss, terms = self.module(batch, progress)
             loss.backward()
         self.module.forget()
         self.unreached = [

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from understudy.data.batch import Batch
-from understudy.errors import TrainingError
+from understudy.errors import StoreError, TrainingError
 from understudy.methods import Method, Step
 from understudy.models.outputs import Outputs
 from understudy.models.taps import Tapped
@@ -87,7 +87,10 @@ class TrainingStep(nn.Module):
         for index, (method, weight) in enumerate(zip(self.active, weights, strict=True)):
             if weight == 0:
                 continue
-            given = method.loss(step)
+            try:
+                given = method.loss(step)
+            except StoreError as error:
+                raise StoreError(f"Method '{method.name}': {error}") from error
             named = {"": given} if isinstance(given, torch.Tensor) else given
             for name, term in named.items():
                 if term.dim():

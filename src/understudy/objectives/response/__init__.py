@@ -7,6 +7,7 @@ from understudy.objectives.response.self_distillation import label_smoothing_tea
 from understudy.objectives.response.softened import kd, logit_standardised_kd, soft_cross_entropy
 from understudy.objectives.response.subclasses import subclass_logits
 from understudy.objectives.response.supervised import cross_entropy
+from understudy.objectives.response.top_k import kd_top_k
 from understudy.objectives.response.transport import sinkhorn, sinkhorn_per_sample
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "dist",
     "dkd",
     "kd",
+    "kd_top_k",
     "label_smoothing_teacher",
     "logit_mse",
     "logit_standardised_kd",

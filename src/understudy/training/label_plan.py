@@ -1,0 +1,174 @@
+"""What labelling will write: which samples and views, in which columns, cut into which shards."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from understudy.data.source import Split
+from understudy.errors import StoreError
+from understudy.evaluation import cost
+from understudy.methods.wiring import Side, TapShape
+from understudy.models.model import Model
+from understudy.teachers.store.codecs import Dense, Sparse, as_temperatures, record_bytes
+from understudy.teachers.store.key import plain
+from understudy.teachers.store.manifest import (
+    LOGITS,
+    TRAIN,
+    Manifest,
+    Part,
+    shards_of,
+    tap_column,
+)
+from understudy.teachers.store.settings import StoreSettings
+from understudy.training.context import Context
+from understudy.training.splits import DATA_SEED
+from understudy.training.teacher import store_key
+
+SHARD_BYTES = 64 * 2**20
+"""A shard is at most this large, since it is held in memory while it is made."""
+SHARD_ROWS = 4096
+"""A shard has at least this many rows when there are enough."""
+MOST_SHARDS = 64
+"""More shards than this are only made where one would be too large; fewer lose more when a process is killed."""
+
+
+@dataclass(frozen=True)
+class LabelPlan:
+    """What labelling will write.
+
+    Attributes:
+        settings: what was asked for.
+        manifest: what the store will hold; nothing in it is finished.
+        samples: part -> its samples, and int64 [N], their positions in the order of ascending ids.
+        taps: the taps that are read.
+        copied: those whose tensors the teacher changes afterwards.
+    """
+
+    settings: StoreSettings
+    manifest: Manifest
+    samples: Mapping[str, tuple[Split, torch.Tensor]]
+    taps: tuple[str, ...]
+    copied: frozenset[str]
+
+
+def plan_labels(context: Context, teacher: Model) -> LabelPlan:
+    """Find out what the recipe's methods need of a teacher, and plan a store of it.
+
+    Raises:
+        StoreError: the views cannot go with a store; more logits are asked for than there are.
+    """
+    assert context.experiment.teacher is not None and context.experiment.teacher.store is not None
+    settings = context.experiment.teacher.store
+    key, views = store_key(context, teacher), context.views(DATA_SEED)
+    side, temperatures = _wanted(context, teacher, settings)
+    width = side.description.classes
+    if settings.top_k is not None and settings.top_k > width:
+        raise StoreError(
+            f"top_k of the store is {settings.top_k}, but the teacher has {width} classes."
+        )
+    logits: Dense | Sparse = Dense((width,), settings.dtype)
+    if settings.top_k is not None:
+        temperatures = as_temperatures([*temperatures, *settings.temperatures])
+        logits = Sparse(width, settings.top_k, settings.dtype, temperatures)
+    columns: dict[str, Dense | Sparse] = {LOGITS: logits}
+    for name, tap in side.taps.items():
+        _refuse_padded(side.inputs, tap)
+        columns[tap_column(name)] = Dense(tap.shape, settings.feature_dtype or settings.dtype)
+    selection, split = context.selection_split()
+    exact: dict[str, Dense | Sparse] = {LOGITS: Dense((width,), "float32")}
+    splits = {TRAIN: context.splits.train, "test": context.splits.test}
+    if split is not None:
+        splits[selection] = split
+    samples = {name: (each, torch.argsort(each.ids)) for name, each in splits.items()}
+    parts = {}
+    for name, (each, order) in samples.items():
+        count = (views.count or 1 if views.stochastic else 1) if name == TRAIN else None
+        parts[name] = _part(
+            name, each.ids[order].tolist(), count, columns if name == TRAIN else exact, settings
+        )
+    making = {"precision": settings.precision, "batch_size": settings.batch_size}
+    manifest = Manifest(key, _facts(context, teacher, side), making, parts)
+    return LabelPlan(settings, manifest, samples, tuple(side.taps), frozenset(side.copied))
+
+
+def _part(
+    name: str,
+    ids: list[int],
+    views: int | None,
+    columns: Mapping[str, Dense | Sparse],
+    settings: StoreSettings,
+) -> Part:
+    per_sample = views or 1
+    row_bytes = sum(record_bytes(codec) for codec in columns.values())
+    rows = max(SHARD_ROWS, len(ids) * per_sample // MOST_SHARDS)
+    rows = min(rows, SHARD_BYTES // max(1, row_bytes))
+    samples = settings.shard_samples or max(1, rows // per_sample)
+    return Part(views, columns, tuple(shards_of(name, ids, samples)))
+
+
+def _wanted(
+    context: Context, teacher: Model, settings: StoreSettings
+) -> tuple[Side, tuple[float, ...]]:
+    """Wire every stage of the recipe once: return a side with all taps asked for, and the methods' temperatures."""
+    inputs = context.example(context.splits.train, {"teacher": teacher.preprocess}).inputs[
+        "teacher"
+    ]
+    height = inputs.shape[2] if isinstance(inputs, torch.Tensor) and inputs.dim() == 4 else None
+    side = Side("teacher", teacher.module, inputs, training=False, input_height=height)
+    for tap in settings.taps:
+        side.tap(tap)
+    temperatures: list[float] = []
+    seed = context.experiment.settings.seeds[0]
+    for make in context.experiment.arms.values():
+        student = context.build_student(seed)
+        for number, stage in enumerate(make()):
+            learning = [method for method in stage.active_methods if method.needs_teacher]
+            if not learning:
+                continue
+            run = context.stage_run(
+                stage,
+                student=student,
+                teacher=teacher,
+                split=context.splits.train,
+                seed=seed,
+                number=number,
+            )
+            asked: dict[str, TapShape] = {}
+            for other in run.wiring.teachers.values():
+                asked |= other.taps
+                side.copied |= other.copied
+            run.close()
+            side.taps |= asked
+            found = [getattr(method, "temperature", None) for method in learning]
+            temperatures += [float(t) for t in found if isinstance(t, int | float)]
+    return side, tuple(temperatures)
+
+
+def _refuse_padded(inputs: Any, tap: TapShape) -> None:
+    """Refuse token sequences that are padded: their length is that of a batch, and the padding would not be stored."""
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    if isinstance(mask, torch.Tensor) and len(tap.shape) > 1 and tap.shape[0] == mask.shape[1]:
+        raise StoreError(
+            f"The teacher's tap '{tap.name}' gives a sequence of tokens, as long as the longest text of a batch; only "
+            "features of one shape can be stored. Tap a vector, such as what goes into the classifier."
+        )
+
+
+def _facts(context: Context, teacher: Model, side: Side) -> dict[str, Any]:
+    """Return what a run will want to know of a teacher that it does not load."""
+    description = side.description
+    return {
+        "name": teacher.name,
+        "parameters": teacher.parameters,
+        "weights": teacher.weights,
+        "classes": None if teacher.classes is None else list(teacher.classes),
+        "width": description.classes,
+        "flops": cost.flops(teacher.module, side.inputs),
+        "description": plain(dataclasses.asdict(description)),
+        "samples": context.experiment.data.source.name,
+    }

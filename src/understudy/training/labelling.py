@@ -1,0 +1,212 @@
+"""Labelling: the teacher runs once over every view that students will see, and its outputs go into a store."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import closing
+
+import torch
+
+from understudy import seeding
+from understudy.errors import StoreError
+from understudy.models.model import Model
+from understudy.teachers.store.files import open_files
+from understudy.teachers.store.manifest import ID_BYTES, Manifest, Shard
+from understudy.teachers.store.writer import Writer, damaged
+from understudy.training.context import Context
+from understudy.training.distribution import join_world
+from understudy.training.experiment import TEACHER, Experiment
+from understudy.training.label_plan import LabelPlan, plan_labels
+from understudy.training.labeller import Encoded, Labeller, Piece, pieces_of
+from understudy.training.splits import make_splits
+
+logger = logging.getLogger("understudy")
+SPEAK_EVERY = 10.0
+"""Seconds between two lines of progress."""
+
+
+def label(
+    experiment: Experiment, *, repair: bool = False, part: tuple[int, int] = (1, 1)
+) -> Manifest:
+    """Fill the store of an experiment's teacher, or go on filling it.
+
+    Shards that are finished are kept. Under `torchrun` the processes share the shards; what is written does not
+    depend on how many there are.
+
+    Args:
+        experiment: what the store is for; its teacher has a model and a store.
+        repair: also read every finished shard, and make those again that are damaged.
+        part: (n, of): label only every shard whose number is n - 1 modulo `of`, for machines that share no disk;
+            the parts are put together with `merge`.
+
+    Returns:
+        The manifest; complete unless only a part was labelled.
+
+    Raises:
+        StoreError: the store belongs to something else, cannot be written, or the teacher's outputs cannot be held.
+    """
+    context = Context(experiment, make_splits(experiment), join_world(experiment.settings.device))
+    try:
+        teacher = teacher_to_label(context)
+        plan = plan_labels(context, teacher)
+        return _fill(context, teacher, plan, repair, part)
+    finally:
+        context.close()
+
+
+def teacher_to_label(context: Context) -> Model:
+    """Build the teacher of a recipe that names a store.
+
+    Raises:
+        StoreError: the recipe names no store or no model, or the teacher is trained by the run itself.
+    """
+    teacher = context.experiment.teacher
+    if teacher is None or teacher.store is None:
+        trained = teacher is not None and teacher.stages
+        raise StoreError(
+            "The recipe does not say where the teacher's outputs go: give teacher.store=PATH."
+            + (
+                " Its teacher is trained by the run; do that once, and name it: teacher.train=null "
+                "teacher.model=saved:runs/NAME/models/teacher."
+                if trained
+                else ""
+            )
+        )
+    if teacher.build is None:
+        raise StoreError("Labelling runs the teacher, and the recipe has no teacher.model.")
+    with seeding.isolated(context.experiment.settings.seeds[0], TEACHER):
+        return context.place(teacher.build())
+
+
+def _fill(
+    context: Context, teacher: Model, plan: LabelPlan, repair: bool, part: tuple[int, int]
+) -> Manifest:
+    files, world = open_files(plan.settings.path), context.world
+    writer = Writer(files, plan.manifest)
+    found: tuple[list[Shard] | None, str] = (None, "")
+    if world.is_main:
+        try:
+            found = (_begin(writer, repair, part), "")
+        except StoreError as error:
+            found = (None, str(error))
+    left, problem = world.gather(found)[0]
+    if left is None:
+        raise StoreError(problem)
+    labeller = Labeller(
+        context,
+        teacher,
+        taps=plan.taps,
+        copied=plan.copied,
+        precision=plan.settings.precision,
+    )
+    try:
+        _write(writer, labeller, plan, left[world.rank :: world.size])
+    finally:
+        labeller.close()
+    world.wait()
+    if part[1] > 1:
+        logger.info("Part %d of %d is labelled; put the parts together with `store merge`.", *part)
+    elif world.is_main:
+        writer.complete()
+        logger.info("The store %s is complete.", files.place)
+    world.wait()
+    return writer.manifest
+
+
+def _begin(writer: Writer, repair: bool, part: tuple[int, int]) -> list[Shard]:
+    """Begin or go on; return the shards that are to be made."""
+    files = writer.files
+    writer.begin()
+    missing = writer.missing()
+    if repair:
+        sound = [shard for shard in writer.manifest.shards if shard not in missing]
+        for shard, reason in damaged(files, writer.manifest, sound):
+            logger.warning("Shard %s is damaged (%s); it is made again.", shard.name, reason)
+            missing.append(shard)
+    writer.forget([shard for shard in missing if shard.name in writer.manifest.finished])
+    asked = writer.manifest.shards[part[0] - 1 :: part[1]]
+    left = [shard for shard in asked if shard in missing]
+    need = sum(_bytes(shard, writer.manifest) for shard in left)
+    logger.info(
+        "Store %s: %d of %d shards to label, %.1f MB",
+        files.place,
+        len(left),
+        len(asked),
+        need / 1e6,
+    )
+    free = files.free()
+    if free is not None and need > free:
+        raise StoreError(
+            f"The store {files.place} needs {need / 1e6:,.0f} MB more, and only {free / 1e6:,.0f} MB are free. Keep "
+            "less (top_k, dtype: float16, fewer views or taps) or choose another disk."
+        )
+    return left
+
+
+def _write(writer: Writer, labeller: Labeller, plan: LabelPlan, shards: Sequence[Shard]) -> None:
+    """Label shards, part after part."""
+    progress = _Progress(sum(_rows(shard, plan.manifest) for shard in shards))
+    for name, part in plan.manifest.parts.items():
+        split, order = plan.samples[name]
+        ids = split.ids[order]
+        mine = [shard for shard in shards if shard.part == name]
+        if not mine:
+            continue
+        starts = [int(torch.searchsorted(ids, shard.first)) for shard in mine]
+        cut = [
+            _pieces(order[start : start + shard.samples], part.views, plan.settings.batch_size)
+            for shard, start in zip(mine, starts, strict=True)
+        ]
+        # One stream over all shards, so that workers read ahead from one into the next.
+        pieces = [piece for own in cut for piece in own]
+        with closing(labeller.run(split, pieces, plain=part.views is None)) as stream:
+            for shard, start, own in zip(mine, starts, cut, strict=True):
+                encoded = Encoded(part.columns)
+                for piece in own:
+                    encoded.add(next(stream))
+                    progress.add(piece.count)
+                own_ids = ids[start : start + shard.samples].numpy()
+                writer.write(shard, own_ids, encoded.columns, encoded.deviations)
+
+
+def _pieces(positions: torch.Tensor, views: int | None, batch_size: int) -> list[Piece]:
+    """Cut a shard into batches. They depend on the plan alone: whoever computes a shard gets the same numbers."""
+    count = views or 1
+    return pieces_of(
+        positions.repeat_interleave(count), torch.arange(count).repeat(len(positions)), batch_size
+    )
+
+
+def _rows(shard: Shard, manifest: Manifest) -> int:
+    return shard.samples * (manifest.parts[shard.part].views or 1)
+
+
+def _bytes(shard: Shard, manifest: Manifest) -> int:
+    row = manifest.parts[shard.part].row_bytes
+    return _rows(shard, manifest) * row + shard.samples * ID_BYTES
+
+
+class _Progress:
+    """Says how far labelling is and how long it will take."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows, self._done = rows, 0
+        self._begin = self._spoken = time.monotonic()
+
+    def add(self, rows: int) -> None:
+        """Take rows into account."""
+        self._done += rows
+        now = time.monotonic()
+        if now - self._spoken < SPEAK_EVERY and self._done < self._rows:
+            return
+        self._spoken = now
+        rate = self._done / max(1e-9, now - self._begin)
+        logger.info(
+            "Labelled %d of %d views, %.0f per second, about %.0f s left",
+            self._done,
+            self._rows,
+            rate,
+            (self._rows - self._done) / rate,
+        )

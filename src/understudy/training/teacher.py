@@ -1,0 +1,99 @@
+"""The teacher of a run: a model, or what a store holds of one."""
+
+from __future__ import annotations
+
+import logging
+
+from understudy import seeding
+from understudy.data.source import Split
+from understudy.errors import StoreError
+from understudy.evaluation.predictions import Predictions
+from understudy.models.model import Model, fingerprint
+from understudy.teachers.store import Key, Store
+from understudy.teachers.store.key import data_identity, plain, view_recipe
+from understudy.teachers.stored import StoredModel
+from understudy.training.context import Context
+from understudy.training.experiment import TEACHER
+from understudy.training.splits import DATA_SEED
+
+logger = logging.getLogger("understudy")
+
+
+def build_teacher(context: Context) -> Model | StoredModel | None:
+    """Build the teacher of a run, or open its store and check that it is the right one.
+
+    A model beside a store is built once to compare its weights and preprocessing, and let go again.
+
+    Raises:
+        StoreError: there is no store, it is damaged, does not match (every difference is named), or lacks samples.
+    """
+    given = context.experiment.teacher
+    if given is None:
+        return None
+    seed = context.experiment.settings.seeds[0]
+
+    def build() -> Model:
+        assert given is not None and given.build is not None
+        with seeding.isolated(seed, TEACHER):
+            return given.build()
+
+    if given.store is None:
+        model = build()
+        model.module.to(context.world.device)
+        return model
+    store = context.open_store(given.store.path)
+    store.check_key(store_key(context, build() if given.build is not None else None))
+    store.check_holds(context.splits.train.ids)
+    _check_files(store, context)
+    logger.info(
+        "Teacher outputs come from the store %s: %d samples, %d views of each, %.1f MB",
+        store.place,
+        store.samples,
+        store.views,
+        store.manifest.bytes / 1e6,
+    )
+    return StoredModel(store, build if given.build is not None else None)
+
+
+def store_key(context: Context, teacher: Model | None) -> Key:
+    """Return what the outputs of a teacher on a run's data depend on.
+
+    Args:
+        context: the run.
+        teacher: the teacher; None when it is not there to be compared.
+
+    Raises:
+        StoreError: the views cannot go with a store.
+    """
+    return Key(
+        None if teacher is None else fingerprint(teacher.module),
+        None if teacher is None else plain(teacher.preprocess.config()),
+        data_identity(context.experiment.data.source),
+        view_recipe(context.views(DATA_SEED), context.splits.train),
+    )
+
+
+def _check_files(store: Store, context: Context) -> None:
+    """Compare checksums, each process those of its share; all raise what any of them found."""
+    problem = None
+    try:
+        store.check_files((context.world.rank, context.world.size))
+    except StoreError as error:
+        problem = str(error)
+    for found in context.world.gather(problem):
+        if found is not None:
+            raise StoreError(found)
+
+
+def teacher_fingerprint(teacher: Model | StoredModel) -> str:
+    """Return the fingerprint of the teacher's weights."""
+    return teacher.fingerprint if isinstance(teacher, StoredModel) else fingerprint(teacher.module)
+
+
+def teacher_predictions(
+    context: Context, teacher: Model | StoredModel, split: Split
+) -> Predictions:
+    """Return what the teacher answers for every sample of a split."""
+    if isinstance(teacher, StoredModel):
+        return Predictions(teacher.store.evaluation(split.ids), split.labels, split.ids)
+    return context.predictions(teacher, teacher.module, split)
