@@ -105,7 +105,7 @@ def nt_xent(
     """
     if student.dim() != 3 or min(student.shape[:2]) < 2:
         raise ValueError(
-            f"student embeddings have shape {tuple(student.shape)}; they must be [B, V, D] with at least 2 samples "
+            f"student embeddings have shape {tuple(student.shape)}; contrast needs [B, V, D] with at least 2 samples "
             "and 2 views"
         )
     if not temperature > 0:
