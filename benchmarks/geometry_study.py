@@ -1,6 +1,6 @@
 """How many nearly orthogonal directions a narrower student keeps, when its features alone are fitted to the teacher's.
 
-    python benchmarks/geometry_study.py [--seeds 8] [--steps 300] [--plot docs/assets/geometry-study.svg]
+    python benchmarks/geometry_study.py [--seeds 8] [--steps 100] [--plot docs/assets/geometry-study.svg]
 
 The teacher holds n random unit vectors in n dimensions, any two of which are orthogonal up to eps (Bhattarai et al.,
 arXiv 2509.25253, synthetic study; sizes, optimiser and starting point are ours, since theirs are not known). The
@@ -58,7 +58,7 @@ def fitted(arm: str, teacher: torch.Tensor, width: int, steps: int, seed: int) -
     if arm == "projection":
         drawn = torch.randn(width, teacher.shape[1], generator=generator) / width**0.5
         parameters.append(nn.Parameter(drawn))
-    optimizer = torch.optim.Adam(parameters, lr=0.02)
+    optimizer = torch.optim.Adam(parameters, lr=0.05)
     for _ in range(0 if arm == "free" else steps):
         if arm == "projection":
             loss = (student @ parameters[1] - teacher).square().mean()
@@ -128,7 +128,7 @@ def plot(found: dict[tuple[str, int], list[dict[str, float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)

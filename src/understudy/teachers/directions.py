@@ -18,6 +18,7 @@ def null_basis(weight: torch.Tensor) -> torch.Tensor:
 def orthonormal(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
     """Return a random matrix with orthonormal columns, evenly distributed, float64 [rows, columns]."""
     drawn = torch.randn(rows, columns, dtype=torch.float64, generator=generator)
+    directions: torch.Tensor
     directions, upper = torch.linalg.qr(drawn)
     turned: torch.Tensor = directions * upper.diagonal().sign()
     return turned
