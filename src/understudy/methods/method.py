@@ -129,8 +129,8 @@ class Method(nn.Module):
     def fit(self, study: Study) -> None:
         """Learn from passes of the teacher over the training samples. Called once per stage, after `wire`.
 
-        In a plan the study is provisional: shapes count then, values don't. What was learned belongs into buffers, which
-        a checkpoint brings back.
+        In a plan the study is provisional: shapes count then, values don't. What was learned belongs into buffers,
+        which a checkpoint brings back.
         """
 
     def inputs(self, batch: Batch) -> Batch:
