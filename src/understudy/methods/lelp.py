@@ -18,10 +18,11 @@ from understudy.models.taps import find_module
 from understudy.seeding import uniform_on_device
 from understudy.teachers.directions import null_basis, orthonormal
 from understudy.teachers.features import Features
+from understudy.teachers.notes import Note
 from understudy.teachers.principal import principal, signs
 from understudy.teachers.readings import LOGITS, Reading, Seen
 from understudy.teachers.statistics import ClassMoments
-from understudy.teachers.study import Note, Study
+from understudy.teachers.study import Study
 
 MANY = 1000
 """Outputs of the student beyond which a note says that the gain is gone by then."""

@@ -14,9 +14,10 @@ from understudy.objectives.feature.assignments import soft_assignment
 from understudy.teachers.clustering import Array, class_kmeans, kmeans, resolve, score_table
 from understudy.teachers.discriminants import Discriminants, discriminants
 from understudy.teachers.features import Features
+from understudy.teachers.notes import Note
 from understudy.teachers.readings import Reading, Seen
 from understudy.teachers.statistics import ClassMoments
-from understudy.teachers.study import Note, Study
+from understudy.teachers.study import Study
 
 ROWS_PER_CENTRE = 39
 """Rows that a centre should stand for at least, as faiss asks for."""
