@@ -15,6 +15,7 @@ FIELDS = (
     "Equation",
     "Source",
     "Labels",
+    "Top k",
     "Use",
     "Weight",
     "Deviation",

@@ -270,7 +270,10 @@ class Member:
         self._record(
             "result",
             split="test",
-            metrics={**classification_metrics(predictions), "agreement": None, "kl": None},
+            metrics={
+                **classification_metrics(predictions),
+                **dict.fromkeys(("agreement", "kl", *geometry.METRICS)),
+            },
             per_class=per_class(predictions),
             calibration=reliability(predictions),
             cost={"parameters": teacher.parameters, "flops": teacher.flops},
