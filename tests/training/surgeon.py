@@ -98,7 +98,7 @@ toy.METHODS |= {
     "graft": Grafted,
     "graft_relu": lambda: Grafted("relu", "convolved"),
     "subclasses": SubClasses,
-    "coordinates": Coordinates,
+    "linear_chain": Coordinates,
     "fitted": Fitted,
 }
 

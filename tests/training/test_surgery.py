@@ -43,7 +43,7 @@ STAGES: dict[str, list[dict[str, Any]]] = {
         {"methods": ["supervised"], "epochs": 1, "name": "without", "accumulate": 2},
     ],
     "chain": [
-        {"methods": ["coordinates", "supervised"], "epochs": 1, "name": "other"},
+        {"methods": ["linear_chain", "supervised"], "epochs": 1, "name": "other"},
         {"methods": ["kd"], "epochs": 1, "name": "other without"},
     ],
 }
@@ -318,7 +318,7 @@ def test_a_wrong_place_stops_the_run_before_it_starts(tmp_path: Path) -> None:
 
 STEADY: dict[str, Any] = {
     "arms": {
-        "both": [{"methods": ["graft_relu", "coordinates", "supervised"], "epochs": 1}],
+        "both": [{"methods": ["graft_relu", "linear_chain", "supervised"], "epochs": 1}],
     },
     "student": "steady",  # batch statistics are those of a rank, so it has none
     "teacher": None,
