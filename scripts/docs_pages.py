@@ -1,7 +1,8 @@
 """Pages of the documentation that are made from the code when the site is built (a hook of MkDocs).
 
 - One reference page per room, listing every public module of its package.
-- The cards of methods, sources, transforms, schedules and model prefixes, and the tables of methods and objectives.
+- One page per family of methods with their cards.
+- The cards of sources, transforms, schedules and model prefixes, and the tables of methods and objectives.
 - A check that the site asks no other server for anything, so that it can be read without a network.
 """
 
@@ -12,6 +13,7 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -22,6 +24,9 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "src")]
 
 import method_table
+from understudy.cli.listing import in_recipe
+from understudy.methods.families import FAMILIES, by_family
+from understudy.methods.method import methods
 
 PACKAGE = ROOT / "src" / "understudy"
 ROOMS = {
@@ -37,7 +42,6 @@ ROOMS = {
     "report": "From a run directory to one HTML file.",
 }
 REGISTRIES = {
-    "method": ("understudy.methods.method", "methods"),
     "source": ("understudy.data.source", "sources"),
     "prefix": ("understudy.models.build", "builders"),
     "transform": ("understudy.data.views", "transforms"),
@@ -57,8 +61,20 @@ EXTERNAL = re.compile(
 )
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the pages of the families behind that of the methods."""
+    for section in config.nav or []:
+        pages = section.get("Methods") if isinstance(section, dict) else None
+        if pages is not None:
+            pages += [{f.capitalize(): method_table.card_page(f)} for f in by_family()]
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the reference pages."""
+    """Add the reference pages and the cards of methods."""
+    for family in by_family():
+        path = method_table.card_page(family)
+        files.append(File.generated(config, path, content=family_page(family)))
     for room, summary in ROOMS.items():
         body = "\n\n".join(entry(room, module) for module in public_modules(room))
         content = f"# `understudy.{room}`\n\n{summary}\n\n{body}\n"
@@ -72,21 +88,40 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Fill in what a page asks for by a marker."""
     if "<!-- method-table -->" in markdown:
-        markdown = markdown.replace("<!-- method-table -->", method_table.table())
+        markdown = markdown.replace("<!-- method-table -->", method_table.tables())
     if "<!-- objective-table -->" in markdown:
         markdown = markdown.replace("<!-- objective-table -->", objective_table())
     for kind, (module, attribute) in REGISTRIES.items():
         marker = f"<!-- {kind}-cards -->"
         if marker in markdown:
             registry = getattr(importlib.import_module(module), attribute)
-            level = "##" if kind == "method" else "###"
             colon = ":" if kind == "prefix" else ""
-            cards = [
-                f"{level} `{name}{colon}`\n\n::: {member.__module__}.{member.__qualname__}\n{CARD}"
-                for name, member in registry
-            ]
+            cards = [f"### `{name}{colon}`\n\n{card(member)}" for name, member in registry]
             markdown = markdown.replace(marker, "\n\n".join(cards))
     return markdown
+
+
+def family_page(family: str) -> str:
+    """Return the page with the cards of a family's methods."""
+    parts = [
+        f"# {family.capitalize()} methods",
+        f"{FAMILIES[family][0].upper()}{FAMILIES[family][1:]}.",
+    ]
+    for name in by_family()[family]:
+        method = methods.get(name)
+        needs = ", ".join(method_table.needs(method)) or "nothing"
+        parts += [
+            f"## `{name}` {{ #{name} }}",
+            card(method),
+            f"Needs: {needs}. In Python: `understudy.methods.{method.__qualname__}`. In a recipe, with its defaults:",
+            f"```text\n{in_recipe(name)}\n```",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def card(member: Any) -> str:
+    """Return what shows the docstring of a member of a registry."""
+    return f"::: {member.__module__}.{member.__qualname__}\n{CARD}"
 
 
 def on_post_build(config: MkDocsConfig) -> None:
@@ -117,7 +152,10 @@ def objective_table() -> str:
 
 
 def public_modules(room: str) -> list[str]:
-    """Return the dotted names of a room's package and of every public module in it that has something to say."""
+    """Return the dotted names of a room's package and of every public module in it that has something to say.
+
+    Modules of methods are left out: they have cards.
+    """
     names = []
     for path in sorted((PACKAGE / room).rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -128,4 +166,5 @@ def public_modules(room: str) -> list[str]:
             if parts != (room,) or not path.read_text(encoding="utf-8").strip():
                 continue
         names.append(".".join(("understudy", *parts)))
-    return names
+    with_card = {method.__module__ for _, method in methods}
+    return [name for name in names if name not in with_card]

@@ -12,8 +12,12 @@ import pytest
 import yaml
 
 from understudy.cli.commands import FORMATS, cli
+from understudy.cli.listing import in_recipe
 from understudy.cli.running import RUNS
 from understudy.errors import TrainingError
+from understudy.methods import methods
+from understudy.recipe.kinds import METHOD
+from understudy.recipe.text import read_value
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -219,14 +223,23 @@ def test_only_the_first_rank_prints(
 
 def test_methods_are_listed_and_their_cards_shown(understudy: Any) -> None:
     ended = understudy("methods")
-    assert "supervised  Cross-entropy with the labels" in ended.out
+    lines = ended.out.splitlines()
+    assert sorted(line.split()[0] for line in lines if line.startswith("  ")) == methods.names()
+    family = lines[: next(i for i, line in enumerate(lines) if line.startswith("  fitnet "))]
+    assert [line for line in family if not line.startswith("  ")][-1].startswith("feature: ")
     ended = understudy("methods", "fitnet")
     for text in (
         "Romero et al.",
         "student_tap: text; default auto",
-        "In a recipe: {name: fitnet, ",
+        "In a recipe: {name: fitnet, student_tap: auto, teacher_tap: auto}",
     ):
         assert text in ended.out
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_method_reads_back_as_a_card_names_it_in_a_recipe(name: str) -> None:
+    read = METHOD.read(read_value(in_recipe(name)))
+    assert read == METHOD.read(name)
 
 
 def test_models_are_listed(understudy: Any) -> None:

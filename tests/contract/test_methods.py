@@ -36,6 +36,7 @@ from workbench import (
 from understudy.errors import PreflightError, UnderstudyError
 from understudy.methods import Method, Ramp, methods
 from understudy.models import saved
+from understudy.models.splice import _run_grafts, grafts_of
 from understudy.recipe.kinds import METHOD
 
 NAMES = methods.names()
@@ -170,7 +171,10 @@ def test_the_teacher_stays_bit_identical_and_no_hook_is_left(name: str, kind: st
         go(run)
     assert equal(before, snapshot(built.teacher.module))
     for module in (*built.teacher.module.modules(), *built.student.module.modules()):
-        assert not module._forward_hooks and not module._forward_pre_hooks
+        # Only what runs a graft stays, as the graft does.
+        left = [hook for hook in module._forward_hooks.values() if hook is not _run_grafts]
+        assert not left and not module._forward_pre_hooks
+        assert bool(module._forward_hooks) <= bool(grafts_of(module))
     assert all(parameter.requires_grad for parameter in built.student.module.parameters())
     assert all(parameter.grad is None for parameter in built.student.module.parameters())
 

@@ -1,9 +1,11 @@
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
+from understudy.data.labels import remainders
 from understudy.data.sources.digits import digits
 from understudy.errors import DataError
 
@@ -47,7 +49,34 @@ def test_digits_can_be_scaled():
     assert abs(smooth.float().mean() - small.float().mean()) < 8
 
 
-@pytest.mark.parametrize("keywords", [{"test": 0.0}, {"test": 1.0}, {"test": 1e-9}, {"size": 0}])
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"test": 0.0},
+        {"test": 1.0},
+        {"test": 1e-9},
+        {"size": 0},
+        {"label_modulo": 1},
+        {"label_modulo": 11},
+    ],
+)
 def test_impossible_digits_are_refused(keywords):
     with pytest.raises(DataError):
         digits(**keywords)
+
+
+def test_remainders_of_the_digits_are_classes_of_the_same_images():
+    plain, parity = digits(), digits(label_modulo=2)
+    assert parity.classes == ("even", "odd")
+    for one, other in ((plain.train, parity.train), (plain.test, parity.test)):
+        assert torch.equal(one.ids, other.ids) and torch.equal(one.labels % 2, other.labels)
+    assert digits(label_modulo=3).classes == ("0 mod 3", "1 mod 3", "2 mod 3")
+
+
+def test_remainders_leave_unlabelled_samples_unlabelled():
+    source = digits()
+    hidden = source.train.labels.clone()
+    hidden[:7] = -1
+    part = dataclasses.replace(source, train=source.train.with_labels(hidden))
+    labels = remainders(part, 2).train.labels
+    assert (labels[:7] == -1).all() and torch.equal(labels[7:], source.train.labels[7:] % 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from understudy import objectives
 from understudy.cli.commands import cli
+from understudy.methods import methods
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,17 @@ def test_objectives_exist_with_what_is_said_of_them(page: str) -> None:
         if "official=True" in differs:
             parameters = {key for each in functions for key in each.__wrapped__.__annotations__}
             assert "official" in parameters, loss
+
+
+def test_methods_exist_with_the_keywords_that_are_named(page: str) -> None:
+    losses = rows(page, "| torchdistill | method | objective | what differs |")
+    wrappers = rows(page, "| torchdistill | method | what differs |")
+    assert len(wrappers) > 12
+    for row in [*losses, *wrappers]:
+        known = [methods.get(name) for name in names(row[1])]
+        keywords = {key for method in known for key in inspect.signature(method).parameters}
+        named = re.findall(r"`(\w+): \w+`", row[1] + row[-1])
+        assert set(named) - {"mode", "reduction"} <= keywords, row[0]
 
 
 def test_verbs_exist(page: str) -> None:

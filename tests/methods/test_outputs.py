@@ -218,6 +218,11 @@ def test_what_has_no_exits_is_refused() -> None:
     images = torch.randn(2, 1, 60, 60)
     with pytest.raises(UnderstudyError, match=r"'blocks.0'.* 15x15 tokens"):
         Rig(ViT(), network(), images).wire(OFA())
+    with pytest.raises(UnderstudyError, match="the images are not square"):
+        Rig(ViT(), network(), torch.randn(2, 1, 16, 32)).wire(OFA())
+    with pytest.raises(UnderstudyError, match="found no stages in the student"):
+        Rig(nn.Linear(16, CLASSES), flat, torch.randn(4, 16)).wire(OFA())
+    Rig(nn.Linear(16, CLASSES), flat, torch.randn(4, 16)).wire(OFA(exit_weight=0.0))
     with pytest.raises(UnderstudyError, match="3 values of gamma for 3 exits .* or 4"):
         Rig(network(), network(), torch.randn(2, 1, 16, 16)).wire(OFA(gamma=[1.0, 1.0, 1.0]))
 

@@ -38,10 +38,24 @@ def network(kind: str) -> nn.Module:
         if kind == "sequential":
             block = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU())
             return nn.Sequential(block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        if kind == "blocks":
+            return Blocks()
         if kind == "mlp":
             layers = [nn.Flatten(), nn.Linear(256, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU()]
             return nn.Sequential(*layers, nn.Linear(6, 3))
         return kd.build(kind, classes=3, in_channels=1, width=0.5)
+
+
+class Blocks(nn.Module):
+    """A sequence of equal blocks on tokens, which is the student's list of stages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*[nn.LayerNorm(16) for _ in range(3)])
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.blocks(x[:, 0]).mean(dim=1))
 
 
 def bert() -> Model:

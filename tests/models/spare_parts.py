@@ -31,12 +31,13 @@ class Templates(Graft):
 
 
 class Convolved(Graft):
-    """A 1x1 convolution, to see memory formats and to count."""
+    """A convolution, to see memory formats and to count."""
 
-    def __init__(self, channels: int, outputs: int | None = None) -> None:
+    def __init__(self, channels: int, outputs: int | None = None, kernel: int = 1) -> None:
         super().__init__()
-        self.channels, self.outputs = channels, outputs
-        self.map = nn.Conv2d(channels, outputs or channels, 1, bias=False)
+        self.channels, self.outputs, self.kernel = channels, outputs, kernel
+        padding = kernel // 2
+        self.map = nn.Conv2d(channels, outputs or channels, kernel, padding=padding, bias=False)
 
     def forward(self, given: torch.Tensor) -> torch.Tensor:
         return self.map(given)

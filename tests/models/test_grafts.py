@@ -192,7 +192,7 @@ def test_what_a_saved_student_could_not_rebuild_is_refused_at_once() -> None:
         assert not surgery_of(module)
 
 
-@pytest.mark.parametrize("kind", ["resnet8", "wrn_16_1", "vgg8", "sequential", "mlp"])
+@pytest.mark.parametrize("kind", ["resnet8", "wrn_16_1", "vgg8", "sequential", "mlp", "blocks"])
 def test_stages_and_classifier_are_those_of_the_student(kind: str) -> None:
     module = network(kind)
 
@@ -204,6 +204,9 @@ def test_stages_and_classifier_are_those_of_the_student(kind: str) -> None:
     last = before[0][-1].tap
     wiring(module).graft(last, sized)
     wiring(module).graft(before[1], sized)
+    if kind == "blocks":
+        assert len(before[0]) == 3
+        wiring(module).graft("blocks", sized)
     assert seen() == before
 
 
@@ -317,9 +320,10 @@ def test_restored_leaves_the_student_as_it_was(path: str) -> None:
     wiring(module).graft(path, made)
 
 
-def test_a_new_graft_follows_the_student(tmp_path: Path) -> None:
+def test_a_new_graft_follows_the_student() -> None:
     module = network("resnet8").to(memory_format=torch.channels_last).double()
-    placed = wiring(module, IMAGES.double()).graft("layer3.0", lambda shape: Convolved(shape[0]))
+    images = IMAGES.double()
+    placed = wiring(module, images).graft("layer3.0", lambda shape: Convolved(shape[0], kernel=3))
     weight = placed.module.map.weight
     assert weight.dtype == torch.float64
     assert weight.is_contiguous(memory_format=torch.channels_last)

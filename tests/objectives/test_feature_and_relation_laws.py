@@ -172,6 +172,7 @@ CASES: dict[str, Case] = {
     "skd_instance": Case(o.skd_instance, VECTORS, VECTORS),
     "channel_correlation": Case(o.channel_correlation, MAPS, MAPS),
     "spatial_correlation": Case(o.spatial_correlation, MAPS, NARROW, coupled=True, smallest=2),
+    "nt_xent": Case(o.nt_xent, SEQUENCES, None, zero_at_teacher=False, coupled=True, smallest=2),
     "sskd_auxiliary": Case(
         o.sskd_auxiliary, SEQUENCES, None, zero_at_teacher=False, coupled=True, smallest=2
     ),

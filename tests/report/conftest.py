@@ -105,6 +105,10 @@ class RunWriter:
                 "ece": 0.2 * (1 - accuracy) + self.draw.uniform(0, 0.01),
                 "agreement": None if teacher else accuracy - 0.01,
                 "kl": None if teacher else 1.9 * (1 - accuracy) + self.draw.uniform(0, 0.02),
+                "procrustes": None if teacher else 1.2 * (1 - accuracy),
+                "gram": None if teacher else 0.4 * (1 - accuracy),
+                "cka": None if teacher else 0.9 * accuracy,
+                "cosine_gap": None if teacher else 0.5 * (1 - accuracy),
             },
             per_class={"accuracy": per_class, "count": [36] * classes},
             cost={

@@ -97,6 +97,9 @@ def test_what_is_shown_equals_the_file(make_run: MakeRun, metrics_of: LinesOf) -
             if len(values) > 1:
                 expected += f" ± {plain.stdev(values):.{decimals}f}"
             assert page.cells["quality", arm, key].strip() == expected
+        if arm != "teacher":
+            gaps = [line["metrics"]["cosine_gap"] for line in own]
+            assert page.cells["geometry", arm, "cosine_gap"].startswith(f"{plain.fmean(gaps):.3f}")
         latency = [line["cost"]["latency_ms"]["64"] for line in own]
         assert page.cells["costs", arm, "latency_ms.64"].startswith(f"{plain.fmean(latency):.2f}")
         assert page.cells["budget", arm, "steps"].strip() == "400"

@@ -17,7 +17,10 @@ from understudy.models.model import Model
 from understudy.models.outputs import Outputs
 from understudy.models.preprocess import ImagePreprocess
 from understudy.tasks.classification import Classification
-from understudy.teachers.readings import Seen
+from understudy.teachers.accumulating import Statistic
+from understudy.teachers.features import Features
+from understudy.teachers.readings import Reading, Seen
+from understudy.teachers.statistics import ClassMoments, Moments
 from understudy.teachers.study import Study
 
 COUNT = 50
@@ -85,3 +88,18 @@ def seen(
     count = len(feature)
     batch = Batch({"teacher": inputs}, labels, torch.arange(count), torch.zeros(count))
     return Seen(batch, {"teacher": Outputs(logits, {"f": feature})}, classes)
+
+
+def counted(made: Study) -> int:
+    module = made.teacher()
+    assert isinstance(module, Counted)
+    # Two samples are looked at before a pass, to see which taps the model changes afterwards.
+    return module.seen
+
+
+def everything() -> list[Statistic]:
+    return [
+        Moments("norm"),
+        ClassMoments("fc@input", by="teacher"),
+        Features(Reading("norm", pool=2)),
+    ]

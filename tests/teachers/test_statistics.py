@@ -12,11 +12,12 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from study_kit import seen, split
 
 from understudy.errors import DataError, ModelError, UnderstudyError
-from understudy.teachers import statistics
+from understudy.teachers import accumulating
+from understudy.teachers.accumulating import Statistic
 from understudy.teachers.discriminants import discriminants
 from understudy.teachers.principal import principal
 from understudy.teachers.readings import LOGITS, Reading
-from understudy.teachers.statistics import ClassMoments, Moments, ResponseMeans, Statistic
+from understudy.teachers.statistics import ClassMoments, Moments, ResponseMeans
 
 N, D = 203, 6
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -54,7 +55,7 @@ def test_moments_are_those_of_all_rows(size: int, offset: float) -> None:
 def test_places_of_a_map_are_rows_also_when_it_is_not_square(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statistics, "CHUNK", 10)
+    monkeypatch.setattr(accumulating, "CHUNK", 10)
     feature = made(17, D, 4, 5)
     moments = Moments("f")
     fill(moments, feature, size)

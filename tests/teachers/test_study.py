@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from study_kit import COUNT, Counted, split, study, teacher
+from study_kit import COUNT, counted, everything, split, study, teacher
 
 from understudy.data.transforms.horizontal_flip import HorizontalFlip
 from understudy.data.transforms.mixup import Mixup
@@ -23,23 +23,18 @@ from understudy.data.views import Views
 from understudy.errors import DataError, UnderstudyError
 from understudy.models.model import Model, fingerprint
 from understudy.models.preprocess import ImagePreprocess
-from understudy.teachers import passes, snapshots
+from understudy.teachers import artefacts, passes
+from understudy.teachers.clustering import class_kmeans, score_table
+from understudy.teachers.discriminants import discriminants
 from understudy.teachers.features import Features
 from understudy.teachers.readings import LOGITS, Reading
-from understudy.teachers.statistics import ClassMoments, Moments, Statistic
+from understudy.teachers.statistics import ClassMoments, Moments
 from understudy.teachers.study import Study
 from understudy.teachers.together import Alone, Together
 
 
 class Stopped(Exception):
     """The run was asked to stop."""
-
-
-def counted(made: Study) -> int:
-    module = made.teacher()
-    assert isinstance(module, Counted)
-    # Two samples are looked at before a pass, to see which taps the model changes afterwards.
-    return module.seen
 
 
 def stopping(after: int) -> Together:
@@ -52,20 +47,23 @@ def stopping(after: int) -> Together:
     return Together(Alone(), stop)
 
 
+def launched(code: str, folder: Path) -> subprocess.Popen[str]:
+    """Start a process that has the kit and is told a folder."""
+    begin = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from study_kit import everything, study\n"
+        "from understudy.teachers.together import Alone, Together\n"
+    )
+    command = [sys.executable, "-c", begin + code, str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in ("manifest.json",) and path.suffix != ".lock"
     }
-
-
-def everything() -> list[Statistic]:
-    return [
-        Moments("norm"),
-        ClassMoments("fc@input", by="teacher"),
-        Features(Reading("norm", pool=2)),
-    ]
 
 
 def test_every_sample_is_seen_once_by_position(tmp_path: Path) -> None:
@@ -147,30 +145,19 @@ def test_an_interrupted_pass_goes_on_and_ends_with_the_same_bytes(
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
-def test_a_killed_pass_goes_on_from_its_last_snapshot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(snapshots, "SNAPSHOT_SECONDS", 0.0)
+def test_a_killed_pass_goes_on_from_its_last_snapshot(tmp_path: Path) -> None:
     study(tmp_path / "whole").collect(*everything())
     code = (
-        f"import sys, pathlib; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import os, signal\n"
+        "import os, pathlib, signal\n"
         "from understudy.teachers import snapshots\n"
-        "from understudy.teachers.together import Alone, Together\n"
-        "from test_study import everything, study\n"
         "snapshots.SNAPSHOT_SECONDS = snapshots.MOST_SHARE = 0\n"
         "calls = iter(range(99))\n"
         "def stop():\n"
         "    if next(calls) == 4: os.kill(os.getpid(), signal.SIGKILL)\n"
         "study(pathlib.Path(sys.argv[1]), together=Together(Alone(), stop)).collect(*everything())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "broken")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    with launched(code, tmp_path / "broken") as killed:
+        assert killed.wait(timeout=300) == -signal.SIGKILL
     made = study(tmp_path / "broken")
     made.collect(*everything())
     assert counted(made) == COUNT + 2 - 5 * 8
@@ -371,6 +358,71 @@ def test_computed_artefacts_are_kept_with_what_they_were_computed_from(tmp_path:
     assert torch.equal(table(made, 2), first) and counted(made) == 0, "its sources are not needed"
 
 
+def test_what_names_no_source_depends_on_everything(tmp_path: Path) -> None:
+    def count(made: Study) -> float:
+        def make(inner: Study) -> dict[str, torch.Tensor]:
+            sums = [outputs["teacher"].logits.sum() for _, outputs in inner.passes(LOGITS)]
+            return {"sum": torch.stack(sums).sum()}
+
+        return float(made.artefact("sum", {"version": 1}, make, of=[])["sum"])
+
+    first = count(study(tmp_path))
+    assert count(study(tmp_path)) == first
+    assert count(study(tmp_path, **other_weights())) != first
+    made = study(tmp_path, **other_labels())
+    count(made)
+    assert counted(made) == COUNT
+
+
+def sub_classes(made: Study, count: int = 2, per_class: int = 8) -> dict[str, torch.Tensor]:
+    """Return discriminants, prototypes of sub-classes and their score table, as the KD layer needs them."""
+    moments, features = ClassMoments("norm", covariance="pooled"), Features("norm")
+
+    def make(inner: Study) -> dict[str, torch.Tensor]:
+        inner.collect(moments, features)
+        found = discriminants(moments, count, provisional=inner.provisional)
+        rows = found.project(features)
+        labels = features.per_row(inner.split.ids, inner.split.labels)
+        clusters = class_kmeans(
+            rows,
+            labels,
+            per_class,
+            classes=inner.classes,
+            backend="sklearn",
+            provisional=inner.provisional,
+        )
+        return {
+            "mean": found.mean,
+            "directions": found.directions,
+            "prototypes": clusters.centres,
+            "table": score_table(rows, clusters),
+        }
+
+    settings = {"version": 1, "count": count, "per_class": per_class, "backend": "sklearn"}
+    return made.artefact("sub_classes", settings, make, of=[moments, features])
+
+
+def test_a_provisional_fit_has_the_shapes_of_the_real_one(tmp_path: Path) -> None:
+    real = sub_classes(study(tmp_path, split=split(unlabelled=7)))
+    # The example has 2 or 3 samples of each class, or none.
+    few = split().subset(torch.tensor([0, 3, 1]))
+    for data in (split(), few):
+        example = sub_classes(study(None, split=data))
+        assert {name: value.shape for name, value in example.items()} == {
+            name: value.shape for name, value in real.items()
+        }
+        assert all(value.isfinite().all() for value in example.values())
+    assert real["prototypes"].shape == (24, 2) and real["table"].shape == (24, 24)
+    assert real["table"].sum(dim=1).allclose(torch.ones(24).double())
+    assert float(real["table"].diagonal().mean()) > 1 / 24
+    again = study(tmp_path, split=split(unlabelled=7))
+    assert torch.equal(sub_classes(again)["table"], real["table"]) and counted(again) == 0
+    with pytest.raises(DataError, match=r"3 linear discriminants.*at most 2"):
+        sub_classes(study(tmp_path), count=3)
+    with pytest.raises(DataError, match=r"k-means of class 'low'.*500 centres"):
+        sub_classes(study(tmp_path), per_class=500)
+
+
 def test_kmeans_of_a_reading(tmp_path: Path) -> None:
     made = study(tmp_path)
     centres = made.kmeans("norm", 12, backend="sklearn")
@@ -449,19 +501,25 @@ def test_long_passes_say_how_far_they_are(
     assert "Fitting lelp: 16 of 50 samples, about" in caplog.text
 
 
-def test_two_processes_collect_once(tmp_path: Path) -> None:
+def test_two_processes_collect_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(artefacts, "_LOCK_WAIT", 0.02)
+    caplog.set_level(logging.INFO, logger="understudy")
     code = (
-        f"import sys, pathlib, time; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_study import counted, everything, study\n"
-        "from understudy.teachers.together import Alone, Together\n"
-        "made = study(pathlib.Path(sys.argv[1]), together=Together(Alone(), lambda: time.sleep(0.05)))\n"
+        "import pathlib, time\n"
+        "def slow():\n"
+        "    print('collecting', flush=True)\n"
+        "    time.sleep(0.1)\n"
+        "made = study(pathlib.Path(sys.argv[1]), together=Together(Alone(), slow))\n"
         "made.collect(*everything())\n"
-        "print(counted(made))\n"
     )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    seen = sorted(int(process.communicate(timeout=120)[0]) for process in running)
-    assert seen == [0, COUNT + 2]
+    with launched(code, tmp_path) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        made = study(tmp_path)
+        made.collect(*everything())
+        assert other.wait(timeout=300) == 0
+    assert counted(made) == 0 and "waiting for it" in caplog.text
 
 
 class Pair:

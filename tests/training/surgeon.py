@@ -17,6 +17,7 @@ from understudy.methods import Method, Step, Wiring
 from understudy.models.build import build
 from understudy.models.heads import LinearChain, MarginalHead
 from understudy.models.model import Model
+from understudy.teachers.study import Study
 from understudy.training.experiment import Experiment
 from understudy.training.run import RunResult, run
 
@@ -86,15 +87,23 @@ class Coordinates(Method):
         return step.student.features[self.inner].square().mean()
 
 
+class Fitted(Coordinates):
+    """Learns where the centre is before the stage."""
+
+    def fit(self, study: Study) -> None:
+        self.head.module.assign("centre", bias=torch.full((9,), 2.0))
+
+
 toy.METHODS |= {
     "graft": Grafted,
     "graft_relu": lambda: Grafted("relu", "convolved"),
     "subclasses": SubClasses,
-    "coordinates": Coordinates,
+    "linear_chain": Coordinates,
+    "fitted": Fitted,
 }
 
 
-def named_student() -> Model:
+def named_student(width: float = 0.25) -> Model:
     """Return a student that a fresh process can build by name."""
     return build(
         "kd:resnet8",
@@ -102,7 +111,7 @@ def named_student() -> Model:
         kind="image",
         input_shape=(1, 8, 8),
         statistics=((0.25,), (0.2,)),
-        width=0.25,
+        width=width,
     )
 
 

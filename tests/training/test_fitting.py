@@ -24,6 +24,7 @@ from understudy.errors import PreflightError
 from understudy.methods import Step, Study
 from understudy.models.outputs import Outputs
 from understudy.teachers.live import LiveTeacher
+from understudy.training.context import Context
 from understudy.training.experiment import Experiment
 from understudy.training.loop import Interrupted
 from understudy.training.plan import Plan, make_plan
@@ -59,6 +60,8 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             return super().targets(batch)
 
     monkeypatch.setattr("understudy.teachers.passes.LiveTeacher", Counting)
+    # The geometry of embeddings is read in passes, too.
+    monkeypatch.setattr(Context, "embeddings", lambda self, model: None)
     return sizes
 
 
@@ -147,6 +150,35 @@ def test_a_run_that_stopped_in_a_stage_goes_on_bit_for_bit(
     assert len(lines(tmp_path / "broken" / "r", "fit")) == 1
     # Only rows that the steps read have to be there; parameters and buffers are in the checkpoint.
     assert sum(collected) == (TRAIN if emptied and cached else 0)
+
+
+class Careless(Coordinates):
+    """Keeps what it learned where no checkpoint finds it."""
+
+    def fit(self, study: Study) -> None:
+        super().fit(study)
+        self.kept = self.basis.clone()
+
+    def loss(self, step: Step) -> torch.Tensor:
+        self.basis.copy_(self.kept)
+        return super().loss(step)
+
+
+def test_what_lies_outside_of_buffers_is_fitted_again(tmp_path: Path, collected: list[int]) -> None:
+    def stages() -> list[dict[str, Any]]:
+        return [{"methods": [Careless(cached=False), stop_after(7)(cached=False)], "epochs": 2}]
+
+    run(
+        given([{**stages()[0], "methods": [Careless(cached=False), Coordinates(cached=False)]}]),
+        tmp_path / "whole" / "r",
+    )
+    with pytest.raises(Interrupted):
+        run(given(stages()), tmp_path / "broken" / "r")
+    shutil.rmtree(tmp_path / "broken" / ".fitted")
+    collected.clear()
+    run(given(stages()), tmp_path / "broken" / "r", resume=True)
+    assert sum(collected) == TRAIN
+    assert equal(student(tmp_path / "whole" / "r"), student(tmp_path / "broken" / "r"))
 
 
 def test_a_run_that_stopped_in_a_pass_goes_on_with_it(tmp_path: Path, collected: list[int]) -> None:

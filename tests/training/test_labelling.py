@@ -23,6 +23,7 @@ from understudy.data.draws import Draw
 from understudy.data.transforms.horizontal_flip import HorizontalFlip
 from understudy.data.views import Transform
 from understudy.errors import PreflightError, StoreError, UnderstudyError
+from understudy.evaluation import geometry
 from understudy.methods import KD, Method, Ramp, Step
 from understudy.teachers.store import Store
 from understudy.teachers.store.files import LocalFiles, open_files
@@ -62,7 +63,12 @@ def weights(directory: Path, arm: str = "kd", seed: int = 0) -> dict[str, torch.
 
 def metrics(directory: Path) -> list[dict[str, Any]]:
     lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
-    return [line["metrics"] for line in lines if line["event"] == "result"]
+    # A store has no embeddings to compare geometries with.
+    return [
+        {name: value for name, value in line["metrics"].items() if name not in geometry.METRICS}
+        for line in lines
+        if line["event"] == "result"
+    ]
 
 
 def contents(directory: Path) -> dict[str, bytes]:

@@ -74,6 +74,22 @@ def test_warm_up_steps_and_ends() -> None:
     assert set(schedules.names()) == {"constant", "cosine", "linear", "one_cycle", "step"}
 
 
+@pytest.mark.parametrize("dampening", [0.0, 0.5])
+def test_momentum_of_parameters_that_get_their_first_gradient_later(dampening: float) -> None:
+    def after(**keywords: bool) -> list[torch.Tensor]:
+        early, late = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+        optimizer = Optimizer("sgd", lr=0.1, momentum=0.9, dampening=dampening, **keywords)
+        built = optimizer.build([early, late])
+        for step in range(4):
+            early.grad = torch.full((3,), float(step + 1))
+            late.grad = torch.full((2,), 2.0) if step else None
+            built.step()
+        return [early.detach(), late.detach()]
+
+    for fused, plain in zip(after(), after(foreach=False), strict=True):
+        torch.testing.assert_close(fused, plain)
+
+
 def test_every_torch_optimiser_is_known_by_name() -> None:
     assert {"sgd", "adamw", "adam", "rmsprop"} <= set(optimizer_classes())
     assert "lbfgs" not in optimizer_classes()

@@ -74,6 +74,22 @@ def test_equal_runs_are_equal_and_seeds_differ(tmp_path: Path) -> None:
     assert not equal(student(tmp_path / "a", "kd", 0), student(tmp_path / "a", "kd", 1))
 
 
+def test_embeddings_are_compared_with_the_teachers(tmp_path: Path) -> None:
+    alone_arms = {"baseline": [{"methods": ["supervised"], "epochs": 1}]}
+    arms = {"kd": [{"methods": ["kd"], "epochs": 1}], **alone_arms}
+    run(experiment(arms, teacher_epochs=1), tmp_path / "r")
+    run(experiment(alone_arms, teacher=None), tmp_path / "alone")
+    keys = ("procrustes", "gram", "cka", "cosine_gap")
+    found = {line["arm"]: line["metrics"] for line in lines(tmp_path / "r", "result")}
+    (alone,) = lines(tmp_path / "alone", "result")
+    for metrics in (found["teacher"], alone["metrics"]):
+        assert all(metrics[key] is None for key in keys)
+    for arm in ("kd", "baseline"):
+        values = [found[arm][key] for key in keys]
+        assert all(0 < value < 2 for value in values), values
+    assert found["kd"]["procrustes"] != found["baseline"]["procrustes"]
+
+
 def test_workers_change_nothing(tmp_path: Path) -> None:
     for workers in (0, 2):
         run(experiment(augment=True, workers=workers), tmp_path / str(workers))
@@ -419,6 +435,8 @@ def test_channels_last_is_neither_tried_nor_taken_where_it_corrupts_memory(
     assert "channels last" not in caplog.text and "Probe: a step takes" in caplog.text
     with pytest.raises(PreflightError, match=r"layer2.0.downsample.0' of the student \(4 input"):
         run(experiment(channels_last=True), tmp_path / "refused")
+    with pytest.raises(PreflightError, match=r"Use compile: false"):
+        run(experiment(compile=True), tmp_path / "compiled")
 
 
 def test_supervised_reads_only_the_labelled(tmp_path: Path) -> None:

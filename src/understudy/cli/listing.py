@@ -10,13 +10,18 @@ from understudy.errors import nearest
 
 
 def print_methods() -> None:
-    """Print every method with the first sentence of its card."""
+    """Print every method with the first sentence of its card, by family."""
+    from understudy.methods.families import FAMILIES, by_family
     from understudy.methods.method import methods
 
     width = max(len(name) for name in methods.names())
-    for name, method in methods:
-        click.echo(f"{name:<{width}}  {(inspect.getdoc(method) or '').splitlines()[0]}")
-    click.echo("\nThe card of one: understudy methods NAME")
+    for family, names in by_family().items():
+        click.echo(f"{family}: {FAMILIES[family]}")
+        for name in names:
+            summary = (inspect.getdoc(methods.get(name)) or "").splitlines()[0]
+            click.echo(f"  {name:<{width}}  {summary}")
+        click.echo()
+    click.echo("The card of one: understudy methods NAME")
 
 
 def print_method(name: str) -> None:
@@ -27,10 +32,9 @@ def print_method(name: str) -> None:
     from understudy.recipe.words import in_words
 
     method = methods.get(name)
-    click.echo(f"{name}  ({method.__module__}.{method.__qualname__})\n")
+    click.echo(f"{name}  ({method.family}, {method.__module__}.{method.__qualname__})\n")
     click.echo(inspect.getdoc(method))
     click.echo("\nKeywords:")
-    example = [f"name: {name}"]
     for key, field in METHOD.section(name).model_fields.items():
         words = next(
             (mark.words for mark in field.metadata if isinstance(mark, Expected)),
@@ -38,9 +42,27 @@ def print_method(name: str) -> None:
         )
         default = "required" if field.is_required() else f"default {field.default}"
         click.echo(f"  {key}: {words}; {default}")
+    click.echo(f"\nIn a recipe: {in_recipe(name)}")
+
+
+def in_recipe(name: str) -> str:
+    """Return a method as a recipe names it, with its keywords at their defaults."""
+    from understudy.recipe.kinds import METHOD
+
+    parts = [f"name: {name}"]
+    for key, field in METHOD.section(name).model_fields.items():
         if key not in METHOD.extra and not field.is_required():
-            example.append(f"{key}: {field.default}")
-    click.echo(f"\nIn a recipe: {{{', '.join(example)}}}")
+            parts.append(f"{key}: {yaml_text(field.default)}")
+    return f"{{{', '.join(parts)}}}"
+
+
+def yaml_text(value: object) -> str:
+    """Return a value as it stands in a line of YAML."""
+    import yaml
+
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    )
 
 
 def print_models(prefix: str | None, word: str | None) -> None:

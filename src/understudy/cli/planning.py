@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from understudy.teachers.study import Note
+    from understudy.teachers.notes import Note
     from understudy.training.plan import ModelPlan, Plan, StagePlan
     from understudy.training.store_plan import StorePlan
 

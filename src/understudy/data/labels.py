@@ -6,12 +6,13 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from understudy.data.batch import UNLABELLED
-from understudy.data.source import Split
+from understudy.data.source import Source, Split
 from understudy.errors import DataError, PreflightError
 from understudy.seeding import derive, uniform
 
@@ -42,6 +43,40 @@ def keep_labels(split: Split, count: int | float, *, stratified: bool = True, se
     chosen = order[:kept]
     labels[chosen] = split.labels[chosen]
     return split.with_labels(labels)
+
+
+def remainders(source: Source, modulus: int) -> Source:
+    """Return a source whose classes are the remainders of the labels: with 2, "even" and "odd".
+
+    So one can have few classes that hold known groups. Samples, ids and missing labels stay.
+
+    Args:
+        source: the data.
+        modulus: by what labels are divided, from 2 to the number of classes.
+
+    Raises:
+        DataError: `modulus` is out of that range.
+    """
+    count = len(source.classes)
+    if not 2 <= modulus <= count:
+        raise DataError(
+            f"Source '{source.name}': the remainder of {count} labels modulo {modulus} was asked for; it must be "
+            f"between 2 and {count}."
+        )
+
+    def divided(split: Split) -> Split:
+        labels = split.labels
+        return split.with_labels(torch.where(labels == UNLABELLED, labels, labels % modulus))
+
+    return replace(
+        source,
+        train=divided(source.train),
+        test=divided(source.test),
+        validation=None if source.validation is None else divided(source.validation),
+        classes=("even", "odd")
+        if modulus == 2
+        else tuple(f"{rest} mod {modulus}" for rest in range(modulus)),
+    )
 
 
 def carve(

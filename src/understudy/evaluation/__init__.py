@@ -13,6 +13,7 @@ from understudy.evaluation.classification import (
 )
 from understudy.evaluation.cost import flops, latency, parameters, size_on_disk
 from understudy.evaluation.fidelity import agreement, fidelity_metrics, kl_to_teacher
+from understudy.evaluation.geometry import cosine_gap, geometry_metrics
 from understudy.evaluation.memory import PeakMemory
 from understudy.evaluation.predictions import Predictions, predict
 
@@ -24,9 +25,11 @@ __all__ = [
     "accuracy",
     "agreement",
     "classification_metrics",
+    "cosine_gap",
     "expected_calibration_error",
     "fidelity_metrics",
     "flops",
+    "geometry_metrics",
     "kl_to_teacher",
     "latency",
     "macro_f1",

@@ -15,8 +15,11 @@ from understudy.methods.ft import FT
 from understudy.methods.ft_paraphraser import FTParaphraser
 from understudy.methods.ickd import ICKD
 from understudy.methods.kd import KD
+from understudy.methods.kd_layer import VisualWordLayer
+from understudy.methods.kd_layer_subclass import SubClassLayer
 from understudy.methods.ktaad import KTAAD
 from understudy.methods.ktaad_translator import KTAADTranslator
+from understudy.methods.lelp import LELP
 from understudy.methods.logit_standardised_kd import LogitStandardisedKD
 from understudy.methods.method import Method, Ramp, Step, methods
 from understudy.methods.mgd import MGD
@@ -32,6 +35,7 @@ from understudy.methods.pkt import PKT
 from understudy.methods.procrustes import Procrustes
 from understudy.methods.review import Review
 from understudy.methods.rkd import RKD
+from understudy.methods.simclr import SimCLR
 from understudy.methods.sinkd import SinKD
 from understudy.methods.skd import SKD
 from understudy.methods.sp import SP
@@ -39,6 +43,7 @@ from understudy.methods.srd import SRD
 from understudy.methods.sskd import SSKD
 from understudy.methods.sskd_head import SSKDHead
 from understudy.methods.supervised import Supervised
+from understudy.methods.tcs import TCS
 from understudy.methods.tf_kd import TfKD
 from understudy.methods.uskd import USKD
 from understudy.methods.vid import VID
@@ -59,6 +64,7 @@ __all__ = [
     "ICKD",
     "KD",
     "KTAAD",
+    "LELP",
     "MGD",
     "NKD",
     "NST",
@@ -72,6 +78,7 @@ __all__ = [
     "SP",
     "SRD",
     "SSKD",
+    "TCS",
     "USKD",
     "VID",
     "FTParaphraser",
@@ -86,11 +93,14 @@ __all__ = [
     "Ramp",
     "Review",
     "SSKDHead",
+    "SimCLR",
     "SinKD",
     "Step",
     "Study",
+    "SubClassLayer",
     "Supervised",
     "TfKD",
+    "VisualWordLayer",
     "Wiring",
     "methods",
 ]

@@ -67,6 +67,9 @@ class Method(nn.Module):
     needs_teacher: bool = True
     """Whether `loss` asks for a teacher. An only teacher then runs before the student, unless the weight is 0. A
     constructor may set it for its instance."""
+    reads_logits: ClassVar[bool] = True
+    """Whether `loss` or `fit` reads the teacher's logits, where the method uses a teacher. Where no method of a run
+    does, a teacher is not refused for a classifier that was never trained."""
     trains_student: ClassVar[bool] = True
     """Whether the loss reaches the student. A stage whose methods all say no leaves the student as it is."""
     follows: ClassVar[tuple[str, ...]] = ()
@@ -126,8 +129,8 @@ class Method(nn.Module):
     def fit(self, study: Study) -> None:
         """Learn from passes of the teacher over the training samples. Called once per stage, after `wire`.
 
-        In a plan, and where a checkpoint brings parameters and buffers back, the study is provisional: shapes count
-        then, values don't. What `fit` leaves elsewhere than in parameters and buffers has to come from `study.collect`.
+        In a plan the study is provisional: shapes count then, values don't. What was learned belongs into buffers,
+        which a checkpoint brings back.
         """
 
     def inputs(self, batch: Batch) -> Batch:

@@ -70,9 +70,14 @@ class OFA(Method, name="ofa"):
     def wire(self, wiring: Wiring) -> None:
         """Resolve the taps and build an exit for each."""
         side = wiring.student
-        stages = _stages(side)
+        stages = _stages(side) if self.exit_weight > 0 else []
         names = stages if self.student_taps == "auto" else list(self.student_taps)
         names = names if self.exit_weight > 0 else []
+        if self.exit_weight > 0 and not names:
+            raise UnderstudyError(
+                "Method 'ofa' found no stages in the student to put exits behind. Name the student_taps, or set "
+                "exit_weight to 0 to compare the final logits alone."
+            )
         taps = [side.tap(name) for name in names]
         self.places = names
         self.gammas = self._gammas(len(names))
@@ -128,7 +133,9 @@ class OFA(Method, name="ofa"):
         ours = wiring.student.description.pooled_width or taps[-1].width
         if len(tap.shape) == 3:
             theirs = wiring.teacher.description.pooled_width or ours
-            last = min(other.shape[1] for other in _maps(wiring.student, taps))
+            shapes = [other.shape for other in taps]
+            shapes += [stage.shape for stage in wiring.student.description.main_stages]
+            last = min(shape[1] for shape in shapes if len(shape) == 3)
             halvings = max(0, round(math.log2(tap.shape[1] / last)))
             return MapExit(tap.width, halvings, max(ours, theirs), wiring.classes)
         if len(tap.shape) != 2 or wiring.student.input_height is None:
@@ -137,6 +144,11 @@ class OFA(Method, name="ofa"):
                 f"student's tap '{tap.name}' gives {tap.shape} per sample of something else. Set exit_weight to 0 to "
                 "compare the final logits alone."
             )
+        if wiring.student.inputs.shape[2] != wiring.student.inputs.shape[3]:
+            raise UnderstudyError(
+                "Method 'ofa' takes the tokens of an image for a square grid, and the images are not square. Set "
+                "exit_weight to 0 to compare the final logits alone."
+            )
         try:
             return TokenExit(*tap.shape, ours, max(left, 1), wiring.classes)
         except ModelError as error:
@@ -144,14 +156,9 @@ class OFA(Method, name="ofa"):
 
 
 def _stages(side: Side) -> list[str]:
+    """Return the taps of the student's stages; of a transformer, four of its blocks."""
     stages = [stage.tap for stage in side.description.main_stages]
-    if side.description.main_stages[0].stride is not None:
+    if not stages or side.description.main_stages[0].stride is not None:
         return stages
     places = [max(1, round(len(stages) * share)) - 1 for share in (1 / 6, 1 / 3, 5 / 6, 1)]
     return [stages[place] for place in dict.fromkeys(places)]
-
-
-def _maps(side: Side, taps: list[TapShape]) -> list[TapShape]:
-    """Return the taps and the model's last stage, where they are maps."""
-    deepest = side.description.main_stages[-1]
-    return [t for t in (*taps, TapShape(deepest.tap, deepest.shape)) if len(t.shape) == 3]

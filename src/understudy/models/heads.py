@@ -115,11 +115,16 @@ class Shift(nn.Module):
 class Scale(nn.Module):
     """x * m, a factor for each coordinate: a mask. Initially m is 1.
 
+    No optimiser lets m decay: that would shrink what is of use and not of use alike. A fixed m, which may select, is
+    copied and not averaged where weights are.
+
     Args:
         inputs: width.
         frozen: whether m is a buffer instead of a parameter.
     """
 
+    undecayed = ("weight",)
+    unaveraged = ("weight",)
     weight: torch.Tensor
 
     def __init__(self, inputs: int, *, frozen: bool = False) -> None:

@@ -23,7 +23,9 @@ from understudy.objectives.feature import (
     procrustes,
     review,
     srd,
+    subclass_scores,
     vid,
+    visual_words,
 )
 from understudy.objectives.information import (
     class_centroids,
@@ -40,6 +42,7 @@ from understudy.objectives.relation import (
     crd_log_normaliser,
     ickd,
     info_nce,
+    nt_xent,
     pkt,
     rkd_angle,
     rkd_distance,
@@ -68,6 +71,7 @@ from understudy.objectives.response import (
     sinkhorn,
     sinkhorn_per_sample,
     soft_cross_entropy,
+    subclass_logits,
     uskd,
     weighted_soft_labels,
 )
@@ -128,6 +132,7 @@ __all__ = [
     "norm_penalty",
     "normalised_mse",
     "nst",
+    "nt_xent",
     "ofa",
     "ofd",
     "pad",
@@ -150,10 +155,13 @@ __all__ = [
     "sskd_auxiliary",
     "sskd_similarity",
     "sskd_transformed",
+    "subclass_logits",
+    "subclass_scores",
     "symmetric_kl",
     "total_variation",
     "uskd",
     "value_relation",
     "vid",
+    "visual_words",
     "weighted_soft_labels",
 ]

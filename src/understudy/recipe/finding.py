@@ -80,7 +80,7 @@ def find(path: str | Path, beside: Path | None = None) -> Found:
                 f"{', '.join(packaged())}."
             )
         raise RecipeError(
-            f"There is no file and no packaged recipe called '{path}'. {suggestion(str(path), packaged())}"
+            f"There is no file and no packaged recipe called '{path}'. {_help(str(path))}"
         )
     try:
         return Found(file.read_text(encoding="utf-8"), str(path), file)
@@ -95,12 +95,17 @@ def find_packaged(name: str) -> Found:
         RecipeError: there is none of that name.
     """
     if name not in packaged():
-        help = suggestion(name, packaged())
-        raise RecipeError(f"There is no packaged recipe called '{name}'. {help}")
+        raise RecipeError(f"There is no packaged recipe called '{name}'. {_help(name)}")
     source = _shipped()
     for part in f"{name}.yaml".split("/"):
         source = source / part
     return Found(source.read_text(encoding="utf-8"), name, None)
+
+
+def _help(name: str) -> str:
+    """Return the sentence that helps with a wrong name: first comes a recipe that is called so in some folder."""
+    names = packaged()
+    return suggestion(name, [each for each in names if each.endswith(f"/{name}")] or names)
 
 
 def _shipped() -> Traversable:

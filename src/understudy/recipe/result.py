@@ -71,7 +71,9 @@ class Result:
         """Show the accuracies."""
         lines = [f"Result in {self.directory}:"]
         for arm, seeds in self.metrics.items():
-            values = [f"{metrics['accuracy']:.4f}" for metrics in seeds.values()]
+            # A teacher whose classifier was not trained has none.
+            known = [metrics["accuracy"] for metrics in seeds.values()]
+            values = ["none" if value is None else f"{value:.4f}" for value in known]
             lines.append(f"  {arm}: accuracy {', '.join(values)}")
         return "\n".join(lines)
 

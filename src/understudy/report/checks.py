@@ -42,6 +42,10 @@ def warnings(run: RunData, rows: Sequence[Row]) -> list[str]:
 def _teacher(run: RunData, rows: dict[str, Row]) -> list[str]:
     accuracy = rows[TEACHER].mean("accuracy") if TEACHER in rows else None
     baseline = rows[BASELINE].mean("accuracy") if BASELINE in rows else None
+    if accuracy is None and TEACHER in rows:
+        return [
+            "The teacher's classifier was not trained: it has no accuracy, and no student is compared with its answers."
+        ]
     if accuracy is None:
         return []
     if run.classes and accuracy <= 1 / len(run.classes):

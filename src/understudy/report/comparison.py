@@ -9,8 +9,8 @@ from pathlib import Path
 from understudy.errors import RunDirectoryError
 from understudy.report import checks, figures, formatting
 from understudy.report.figures import Entry, Figure
-from understudy.report.formatting import COST, QUALITY, TRAINING
-from understudy.report.page import lines_of, render, write_page
+from understudy.report.formatting import COST, GEOMETRY, QUALITY, TRAINING
+from understudy.report.page import lines_of, measured, render, write_page
 from understudy.report.provenance import flattened
 from understudy.report.reading import read_run
 from understudy.report.run import TEACHER, RunData
@@ -110,6 +110,8 @@ def write_comparison(comparison: Comparison, output: str | Path) -> Path:
         named=list(_named(comparison)),
         quality=lines_of(entries, QUALITY),
         quality_columns=QUALITY,
+        geometry=lines_of(measured(entries, GEOMETRY), GEOMETRY),
+        geometry_columns=GEOMETRY,
         costs=lines_of(entries, COST),
         cost_columns=COST,
         budget=lines_of(entries, TRAINING),
@@ -225,7 +227,7 @@ def _as_text(
     lines: list[str] = []
     if rows:
         labelled = [(compared.label, compared.row) for compared in rows]
-        lines += text_lines(labelled, (*QUALITY, *COST, *TRAINING))
+        lines += text_lines(labelled, (*QUALITY, *GEOMETRY, *COST, *TRAINING))
     if pairs:
         lines += ["", "Accuracy, paired by seed (points):"]
         for pair in pairs:

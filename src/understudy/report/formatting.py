@@ -162,6 +162,35 @@ QUALITY = (
         "kl", "KL nats", "KL(teacher ‖ student) at temperature 1, mean over samples.", 1, 3, "lower"
     ),
 )
+GEOMETRY = (
+    Column(
+        "procrustes",
+        "Procrustes",
+        "Squared Procrustes distance of the embeddings to the teacher's, 0 to 2.",
+        1,
+        3,
+        "lower",
+    ),
+    Column(
+        "gram", "Gram", "Squared distance of the embeddings' Gram matrices, 0 to 2.", 1, 3, "lower"
+    ),
+    Column(
+        "cka",
+        "CKA",
+        "Linear centred kernel alignment of the embeddings, 0 to 1.",
+        1,
+        3,
+        "higher",
+    ),
+    Column(
+        "cosine_gap",
+        "Cosine gap",
+        "Mean difference of the cosines between two embeddings, over pairs of samples.",
+        1,
+        3,
+        "lower",
+    ),
+)
 COST = (
     Column("parameters", "Parameters", "Numbers in the model.", better="lower", form=count),
     Column(

@@ -8,8 +8,8 @@ from typing import Any
 
 from understudy.report import checks, figures, narrative, provenance
 from understudy.report.figures import Entry, Figure
-from understudy.report.formatting import COST, QUALITY, TRAINING
-from understudy.report.page import lines_of, render, write_page
+from understudy.report.formatting import COST, GEOMETRY, QUALITY, TRAINING
+from understudy.report.page import lines_of, measured, render, write_page
 from understudy.report.reading import read_run
 from understudy.report.run import TEACHER, RunData, role_of
 from understudy.report.statistics import Row, compare_arms, summarise
@@ -71,6 +71,8 @@ def render_report(run: RunData) -> str:
         colours=_card_colours(entries, head.arm),
         quality=lines_of(done, QUALITY, mark_best=True),
         quality_columns=QUALITY,
+        geometry=lines_of(measured(done, GEOMETRY), GEOMETRY, mark_best=True),
+        geometry_columns=GEOMETRY,
         has_difference=any(row.difference is not None for row in rows),
         pairs=pairs,
         costs=lines_of(done, COST),

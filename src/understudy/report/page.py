@@ -65,6 +65,11 @@ def lines_of(
     ]
 
 
+def measured(entries: Sequence[Entry], columns: Sequence[Column]) -> list[Entry]:
+    """Return the entries that have a value in any of the columns."""
+    return [entry for entry in entries if any(column.key in entry.row.values for column in columns)]
+
+
 def page_data(value: Any) -> Any:
     """Return `value` as JSON values: dataclasses as objects, numbers that JSON doesn't know as null."""
     if hasattr(value, "__dataclass_fields__"):

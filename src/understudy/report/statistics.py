@@ -9,7 +9,18 @@ from dataclasses import dataclass
 
 from understudy.report.run import BASELINE, TEACHER, Result, Role, role_of
 
-METRICS = ("accuracy", "macro_f1", "nll", "ece", "agreement", "kl")
+METRICS = (
+    "accuracy",
+    "macro_f1",
+    "nll",
+    "ece",
+    "agreement",
+    "kl",
+    "procrustes",
+    "gram",
+    "cka",
+    "cosine_gap",
+)
 COSTS = (
     "parameters",
     "flops",

@@ -19,6 +19,8 @@ Backend = Literal["auto", "faiss", "sklearn"]
 
 MINI_BATCH_FROM = 2**28
 """Distances (rows times centres) from which scikit-learn goes through mini-batches."""
+SPREAD_UP_TO = 256
+"""Centres that scikit-learn starts far from each other (k-means++); more start from rows at random, as faiss does."""
 SAME = 1e-10
 """Rows nearer to each other than this share of their mean square length are the same row but for rounding."""
 _CHUNK = 2**22
@@ -247,14 +249,16 @@ def _sklearn(rows: Array, count: int, iterations: int, seed: int) -> torch.Tenso
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
+    init = "k-means++" if count <= SPREAD_UP_TO else "random"
     # Several threads would add up in the order in which they finish.
     with threadpool_limits(1, user_api="openmp"), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         if len(rows) * count < MINI_BATCH_FROM:
-            model = KMeans(count, n_init=1, max_iter=iterations, random_state=seed)
+            model = KMeans(count, init=init, n_init=1, max_iter=iterations, random_state=seed)
         else:
             model = MiniBatchKMeans(
                 count,
+                init=init,
                 n_init=1,
                 max_iter=iterations,
                 batch_size=max(4096, 4 * count),

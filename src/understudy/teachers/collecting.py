@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
+from understudy.teachers.accumulating import Statistic
 from understudy.teachers.artefacts import Artefacts, Key
 from understudy.teachers.passes import Pass, Progress
 from understudy.teachers.readings import Reading, Seen
 from understudy.teachers.snapshots import Snapshots
-from understudy.teachers.statistics import Statistic
 
 logger = logging.getLogger("understudy")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 from understudy.errors import DataError
+from understudy.teachers.features import Features
 from understudy.teachers.principal import signs
 from understudy.teachers.statistics import ClassMoments
 
@@ -29,6 +32,11 @@ class Discriminants:
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Project rows [N, D] to float64 [N, n]."""
         return (rows.double() - self.mean) @ self.directions
+
+    def project(self, features: Features) -> np.ndarray[Any, Any]:
+        """Project all rows of features on disk, part by part, to float32 [N, n]."""
+        parts = [self(part).float().numpy() for part in features.chunks()]
+        return np.concatenate(parts)
 
 
 def discriminants(moments: ClassMoments, count: int, *, provisional: bool = False) -> Discriminants:

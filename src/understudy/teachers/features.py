@@ -13,8 +13,8 @@ import torch
 
 from understudy.data.source import Split
 from understudy.errors import DataError, UnderstudyError
+from understudy.teachers.accumulating import Statistic
 from understudy.teachers.readings import Reading, Seen
-from understudy.teachers.statistics import Statistic
 
 ROWS, IDS = "rows.npy", "ids.npy"
 

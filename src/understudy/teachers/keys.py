@@ -13,9 +13,9 @@ import torch
 from understudy.data.source import Split
 from understudy.data.views import Views
 from understudy.models.model import Model, fingerprint
+from understudy.teachers.accumulating import Statistic
 from understudy.teachers.artefacts import Key
 from understudy.teachers.readings import only
-from understudy.teachers.statistics import Statistic
 
 
 @dataclass
@@ -48,14 +48,15 @@ class Identity:
         self, kind: str, fit: Mapping[str, Any], of: Sequence[Statistic], view: int | None
     ) -> Key:
         data = dict(self._data)
-        if any(statistic.uses_labels for statistic in of):
+        # Of what is computed from nothing that is named, all that it may have looked at is part of the key.
+        if not of or any(statistic.uses_labels for statistic in of):
             data["labels"] = self._labels
         # One entry for each reading: two teachers that change places are another artefact.
         roles = [
             only(self.teachers, reading.teacher)
             for statistic in of
             for reading in statistic.readings
-        ]
+        ] or sorted(self.teachers)
         parts = {
             "fit": dict(fit),
             "teachers": [self._teachers[role] for role in roles],

@@ -29,6 +29,7 @@ class Reading:
         form: "rows" keeps every place of a map and every token of a sequence, "mean" takes their mean and "first" the
             first token (often called [CLS]). Vectors are taken as they are.
         pool: side and stride of the windows that a map is averaged over first; 1 for none.
+        size: height and width that a map is averaged to first, over windows that differ by 1 at most; None for none.
         teacher: which teacher, when a stage has several.
     """
 
@@ -36,6 +37,7 @@ class Reading:
     form: Form = "rows"
     pool: int = 1
     teacher: str | None = None
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -43,6 +45,10 @@ class Reading:
             raise unknown_name("form of a reading", self.form, FORMS)
         if self.pool < 1:
             raise UnderstudyError(f"pool is {self.pool}; it must be at least 1.")
+        if self.size is not None and (min(self.size) < 1 or self.pool > 1):
+            raise UnderstudyError(
+                f"size is {self.size} and pool {self.pool}; a size is at least 1 x 1 and goes without pool."
+            )
 
     @classmethod
     def of(cls, given: Reading | str) -> Reading:
@@ -53,6 +59,9 @@ class Reading:
         """Return what decides the values, as JSON; which teacher is said by its weights."""
         values = asdict(self)
         del values["teacher"]
+        if self.size is None:
+            # What was kept before there were sizes has the same key.
+            del values["size"]
         return values
 
 
@@ -131,6 +140,11 @@ class Seen:
                     f"{place}; it cannot be averaged over windows of {reading.pool} x {reading.pool}."
                 )
             values = functional.avg_pool2d(values, reading.pool, reading.pool)
+        if reading.size is not None:
+            height, width = reading.size
+            if values.dim() != 4 or values.shape[2] < height or values.shape[3] < width:
+                raise ModelError(f"{place}; it cannot be averaged to {height} x {width}.")
+            values = functional.adaptive_avg_pool2d(values, reading.size)
         if reading.form == "first":
             if values.dim() != 3:
                 raise ModelError(f"{place}, which has no first token.")

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from understudy.teachers.accumulating import Statistic
 from understudy.teachers.artefacts import Artefacts, Key, flush
-from understudy.teachers.statistics import Statistic
 
 logger = logging.getLogger("understudy")
 SNAPSHOT_SECONDS = 30.0

@@ -1,133 +1,22 @@
-"""Statistics that grow batch by batch, in float64: exact whatever the batches are, bounded by their own size."""
+"""Statistics of a teacher's features: moments, moments of classes, means of responses."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 
 from understudy.data.batch import UNLABELLED
-from understudy.data.source import Split
 from understudy.errors import DataError, UnderstudyError
+from understudy.teachers.accumulating import Accumulated, merge, merge_groups, parts
 from understudy.teachers.principal import Principal, principal
 from understudy.teachers.readings import LOGITS, Reading, Seen
-
-CHUNK = 32_768
-"""Rows that are converted to float64 at a time."""
 
 By = Literal["labels", "teacher"]
 Spread = Literal["each", "pooled", "none"]
 
 
-class Statistic(ABC):
-    """Something that is learned from one pass.
-
-    Attributes:
-        kind: what a cache calls it.
-        version: raised when its values change for the same settings.
-        uses_labels: whether the labels have a part in it.
-        provisional: whether it comes from an example instead of the training set: shapes are right, values mean
-            nothing, and nothing that only few samples make impossible is refused.
-    """
-
-    kind: ClassVar[str]
-    version: ClassVar[int] = 1
-    uses_labels: bool = False
-    provisional: bool = False
-
-    @property
-    @abstractmethod
-    def readings(self) -> tuple[Reading, ...]:
-        """What the pass has to give."""
-
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """Return everything beside the data that decides the values, as JSON."""
-
-    @abstractmethod
-    def begin(self, folder: Path, split: Split) -> None:
-        """Start anew; `folder` is for what does not fit in memory, `split` what will be seen."""
-
-    @abstractmethod
-    def update(self, seen: Seen) -> None:
-        """Take one batch in."""
-
-    @abstractmethod
-    def state(self) -> dict[str, torch.Tensor]:
-        """Return what it has learned so far, on the CPU."""
-
-    @abstractmethod
-    def load(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:
-        """Take over what `state` returned, and the files in `folder`."""
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The names of what was written into the folder."""
-        return ()
-
-    def size(self, samples: int) -> int:
-        """Return the bytes on disk after a pass over `samples` samples; it has to have seen some."""
-        return sum(value.nbytes for value in self.state().values())
-
-
-class _Accumulated(Statistic):
-    """A statistic whose state is float64 tensors, made by the first rows."""
-
-    def __init__(self, reading: Reading | str) -> None:
-        self.reading = Reading.of(reading)
-        self._sums: dict[str, torch.Tensor] = {}
-
-    @property
-    def readings(self) -> tuple[Reading, ...]:
-        """The one reading."""
-        return (self.reading,)
-
-    def config(self) -> dict[str, Any]:
-        """Return the reading."""
-        return self.reading.config()
-
-    def begin(self, folder: Path, split: Split) -> None:
-        """Forget everything."""
-        self._sums = {}
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Return the sums."""
-        return {name: value.cpu() for name, value in self._known.items()}
-
-    def load(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:
-        """Take over the sums."""
-        # Copied to aligned memory, on which the last bit of a product can depend.
-        self._sums = {name: value.clone() for name, value in state.items()}
-
-    @property
-    def _known(self) -> dict[str, torch.Tensor]:
-        if not self._sums:
-            raise UnderstudyError(
-                f"The statistic '{self.kind}' of '{self.reading.tap}' is empty; give it to `study.collect` first."
-            )
-        return self._sums
-
-    def _ready(self, rows: torch.Tensor, **shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
-        """Return the sums on the device of the rows, zeros before the first batch."""
-        device = rows.device if rows.device.type != "mps" else torch.device("cpu")
-        if not self._sums:
-            self._sums = {
-                name: torch.zeros(shape, dtype=torch.float64, device=device)
-                for name, shape in shapes.items()
-            }
-        self._sums = {name: value.to(device) for name, value in self._sums.items()}
-        if self._sums["mean"].shape[-1] != rows.shape[1]:
-            raise DataError(
-                f"The teacher's tap '{self.reading.tap}' gave rows of {rows.shape[1]} values after rows of "
-                f"{self._sums['mean'].shape[-1]}; a statistic needs one width."
-            )
-        return self._sums
-
-
-class Moments(_Accumulated):
+class Moments(Accumulated):
     """Mean and covariance of a reading's rows.
 
     Args:
@@ -172,7 +61,7 @@ class Moments(_Accumulated):
         )
 
 
-class ClassMoments(_Accumulated):
+class ClassMoments(Accumulated):
     """Mean and covariance of a reading's rows, class by class.
 
     Args:
@@ -217,15 +106,13 @@ class ClassMoments(_Accumulated):
             shapes["scatter"] = (*shapes["count"], width, width)[self.spread == "pooled" :]
         sums = self._ready(rows, **shapes)
         told = self._classes_of(seen)[owners]
+        if self.spread != "each":
+            merge_groups(sums, rows[told != UNLABELLED], told[told != UNLABELLED])
+            return
         for number in told.unique().tolist():
-            if number == UNLABELLED:
-                continue
-            own = {name: sums[name][number] for name in ("count", "mean")}
-            if self.spread != "none":
-                own["scatter"] = (
-                    sums["scatter"][number] if self.spread == "each" else sums["scatter"]
-                )
-            merge(own, rows[told == number])
+            if number != UNLABELLED:
+                own = {name: value[number] for name, value in sums.items()}
+                merge(own, rows[told == number])
 
     def _classes_of(self, seen: Seen) -> torch.Tensor:
         """Return int64 [B], the class of each sample; -1 for none."""
@@ -284,7 +171,7 @@ class ClassMoments(_Accumulated):
         ]
 
 
-class ResponseMeans(_Accumulated):
+class ResponseMeans(Accumulated):
     """Mean of the negative (or positive) values of each channel, as margins of rectifiers need them.
 
     Args:
@@ -310,7 +197,7 @@ class ResponseMeans(_Accumulated):
         """Take one batch in."""
         rows, _ = seen.rows(self.reading)
         sums = self._ready(rows, count=(rows.shape[1],), mean=(rows.shape[1],))
-        for part in _parts(rows, sums["mean"].device):
+        for part in parts(rows, sums["mean"].device):
             counts = part < 0 if self.sign == "negative" else part > 0
             added = counts.sum(dim=0, dtype=torch.float64)
             total = sums["count"] + added
@@ -328,25 +215,3 @@ class ResponseMeans(_Accumulated):
     def mean(self) -> torch.Tensor:
         """Their mean, float64 [D]; 0 where there is none."""
         return self._known["mean"].cpu()
-
-
-def merge(sums: Mapping[str, torch.Tensor], rows: torch.Tensor) -> None:
-    """Merge rows [R, D] into count [], mean [D] and, where there is one, scatter [D, D], in place.
-
-    The scatter is the sum of the outer products of distances from the mean. Merging means and scatters instead of raw
-    sums loses no digits when the mean is large (Chan, Golub and LeVeque, 1979).
-    """
-    for part in _parts(rows, sums["mean"].device):
-        mean = part.mean(dim=0)
-        step, before = mean - sums["mean"], sums["count"].clone()
-        total = before + len(part)
-        sums["mean"].add_(step * (len(part) / total))
-        if "scatter" in sums:
-            centred = part - mean
-            sums["scatter"].addmm_(centred.T, centred)
-            sums["scatter"].add_(torch.outer(step, step) * (before * len(part) / total))
-        sums["count"].copy_(total)
-
-
-def _parts(rows: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
-    return [part.to(device).double() for part in rows.split(CHUNK)] if len(rows) else []

@@ -21,40 +21,20 @@ from understudy.errors import UnderstudyError
 from understudy.models.model import Model
 from understudy.models.outputs import Outputs
 from understudy.tasks.classification import Classification
+from understudy.teachers.accumulating import Statistic
 from understudy.teachers.artefacts import Artefacts, Key
 from understudy.teachers.clustering import Backend, kmeans, resolve
 from understudy.teachers.collecting import collect, collect_example
 from understudy.teachers.features import Features
 from understudy.teachers.keys import Identity
+from understudy.teachers.notes import Note, named, shown
 from understudy.teachers.passes import Pass
 from understudy.teachers.readings import Reading, only
-from understudy.teachers.statistics import Statistic
 from understudy.teachers.together import Alone, Together
 
 EXAMPLE = 8
 """Samples that a provisional study sees, at most."""
 Mode = Literal["real", "provisional", "restoring"]
-
-
-@dataclass
-class Note:
-    """What was fitted, or would be.
-
-    Attributes:
-        method: which method.
-        what: what it fits.
-        samples: samples that a teacher has to be run on; 0 without a pass of its own.
-        size: bytes on disk.
-        seconds: measured or expected time; None when not known.
-        found: whether it was in the cache.
-    """
-
-    method: str
-    what: str
-    samples: int
-    size: int
-    seconds: float | None = None
-    found: bool = False
 
 
 @dataclass
@@ -78,6 +58,7 @@ class Study:
         method: name of the method that is fitted.
         seed: the method's seed; `stream` draws from it.
         notes: what was fitted.
+        guessed: whether a restoring study gave something provisional, since the cache does not have it.
     """
 
     split: Split
@@ -95,6 +76,7 @@ class Study:
     method: str = "method"
     seed: int = 0
     notes: list[Note] = field(default_factory=list)
+    guessed: bool = False
     _scratch: list[tempfile.TemporaryDirectory[str]] = field(default_factory=list, repr=False)
 
     @property
@@ -136,6 +118,7 @@ class Study:
             else:
                 wanted.append(number)
         if rest:
+            self.guessed = True
             self._as_provisional()._collect_example(rest, view)
         begun = time.monotonic()
         if wanted:
@@ -156,8 +139,8 @@ class Study:
             statistic, key = statistics[number], keys[number]
             statistic.load(self._artefacts.tensors(key), self._artefacts.path(key))
             statistic.provisional = False
-        self._note([statistics[number] for number in wanted], seconds)
-        self._note([statistics[number] for number in found], found=True)
+        self._note_pass([statistics[number] for number in wanted], seconds)
+        self._note_found([statistics[number] for number in found])
 
     def artefact(
         self,
@@ -184,10 +167,11 @@ class Study:
         key = self._identity.artefact(kind, settings, of, view)
         if self._lacks(key):
             if self.mode == "restoring":
+                self.guessed = True
                 return dict(make(self._as_provisional()))
             self.together.do(lambda: self._make(key, make))
         else:
-            self.notes.append(Note(self.method, _shown(kind, settings), 0, 0, found=True))
+            self.notes.append(Note(self.method, shown(kind, settings), 0, 0, found=True))
         return self._artefacts.tensors(key)
 
     def kmeans(
@@ -269,7 +253,7 @@ class Study:
                 begun = time.monotonic()
                 made = {name: value.cpu() for name, value in make(self).items()}
                 self._artefacts.write(key, made)
-                what = _shown(key.kind, key.parts["fit"])
+                what = shown(key.kind, key.parts["fit"])
                 size = sum(value.nbytes for value in made.values())
                 self.notes.append(Note(self.method, what, 0, size, time.monotonic() - begun))
 
@@ -298,8 +282,8 @@ class Study:
         known = [self._known(self._identity.statistic, one, view) for one in statistics]
         pairs = list(zip(statistics, known, strict=True))
         seconds = None if cost is None else cost * len(self.split)
-        self._note([statistic for statistic, found in pairs if not found], seconds)
-        self._note([statistic for statistic, found in pairs if found], found=True)
+        self._note_pass([statistic for statistic, found in pairs if not found], seconds)
+        self._note_found([statistic for statistic, found in pairs if found])
 
     def _make_example(
         self,
@@ -315,7 +299,7 @@ class Study:
         size = sum(value.nbytes for value in made.values())
         # What it is computed from is not collected when it is there itself.
         self.notes.extend([] if found else inner.notes)
-        self.notes.append(Note(self.method, _shown(kind, settings), 0, size, found=found))
+        self.notes.append(Note(self.method, shown(kind, settings), 0, size, found=found))
         return made
 
     def _known(self, key: Callable[..., Key], *of: Any) -> bool:
@@ -324,18 +308,12 @@ class Study:
             return False
         return self._artefacts.holds(key(*of))
 
-    def _note(
-        self, statistics: Sequence[Statistic], seconds: float | None = None, *, found: bool = False
-    ) -> None:
-        """Note what came from one pass, or from the cache."""
-        if not statistics:
-            return
-        samples = len(self.split)
-        what = ", ".join(f"{one.kind} of {one.readings[0].tap}" for one in statistics)
-        size = sum(statistic.size(samples) for statistic in statistics)
-        self.notes.append(Note(self.method, what, 0 if found else samples, size, seconds, found))
+    def _note_pass(self, statistics: Sequence[Statistic], seconds: float | None) -> None:
+        if statistics:
+            samples = len(self.split)
+            size = sum(statistic.size(samples) for statistic in statistics)
+            self.notes.append(Note(self.method, named(statistics), samples, size, seconds))
 
-
-def _shown(kind: str, settings: Mapping[str, Any]) -> str:
-    shown = (f"{name} {value}" for name, value in settings.items() if name not in ("of", "version"))
-    return ", ".join([kind, *shown])
+    def _note_found(self, statistics: Sequence[Statistic]) -> None:
+        if statistics:
+            self.notes.append(Note(self.method, named(statistics), 0, 0, found=True))

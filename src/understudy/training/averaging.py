@@ -32,12 +32,21 @@ class Averaging:
     def after_step(self) -> None:
         """Take the step's weights into the moving average."""
         if self.copy is not None and self._from is None:
-            self.copy.update_parameters(self._module)
+            self._take()
 
     def after_epoch(self, progress: float) -> None:
         """Take the epoch's weights into the equal average."""
         if self.copy is not None and self._from is not None and progress >= self._from:
-            self.copy.update_parameters(self._module)
+            self._take()
+
+    def _take(self) -> None:
+        """Average the weights; buffers that a module names in `unaveraged`, such as a selection, are copied."""
+        assert self.copy is not None
+        self.copy.update_parameters(self._module)
+        for own, other in zip(self._module.modules(), self.copy.module.modules(), strict=True):
+            for name in getattr(own, "unaveraged", ()):
+                if name in own._buffers:
+                    other.get_buffer(name).copy_(own.get_buffer(name))
 
     @property
     def evaluated(self) -> nn.Module:

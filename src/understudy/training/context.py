@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,14 @@ from understudy.data.loader import EvaluationLoader, TrainingLoader
 from understudy.data.order import SampleOrder
 from understudy.data.source import Split
 from understudy.data.views import Views
-from understudy.errors import PreflightError
+from understudy.errors import PreflightError, UnderstudyError
+from understudy.evaluation.geometry import SAMPLES
 from understudy.evaluation.predictions import Predictions, predict
+from understudy.methods.wiring import Side
 from understudy.models.model import Model
 from understudy.models.taps import unchanged
+from understudy.teachers.passes import Pass
+from understudy.teachers.readings import Reading, Seen
 from understudy.teachers.store import Store
 from understudy.teachers.stored import StoredModel, StoredTeacher
 from understudy.training.distribution import World
@@ -33,6 +38,7 @@ from understudy.training.stage import Stage
 from understudy.training.stage_run import Earlier, StageRun
 from understudy.training.stored_side import refuse_changed_inputs, stored_example
 
+logger = logging.getLogger("understudy")
 EXAMPLE_SIZE = 8
 """Samples in the batch that shapes are measured on: enough for batch statistics, few enough to cost nothing."""
 
@@ -48,6 +54,7 @@ class Context:
         directory: where results go; None when nothing is written (a plan).
         precision: how models run; decided once per run.
         teacher_predictions: the teacher's predictions on the test split, once there are any.
+        teacher_embeddings: its embeddings of the first test samples, once there are any (see `embeddings`).
     """
 
     experiment: Experiment
@@ -56,6 +63,7 @@ class Context:
     directory: RunDirectory | None = None
     precision: Precision = field(default_factory=Precision)
     teacher_predictions: Predictions | None = None
+    teacher_embeddings: torch.Tensor | None = None
     _loaders: dict[tuple[int, str], EvaluationLoader] = field(default_factory=dict)
     _stores: list[Store] = field(default_factory=list)
 
@@ -218,6 +226,44 @@ class Context:
         finally:
             for part, training in flags.items():
                 part.training = training
+
+    def embeddings(self, model: Model) -> torch.Tensor | None:
+        """Return what goes into a model's classifier for the first test samples, in evaluation mode and float32.
+
+        Maps and sequences are averaged. None, with a line in the log, for a model in which that cannot be read.
+
+        Returns:
+            [N, D] on the CPU.
+        """
+        part = self.splits.test.subset(torch.arange(min(SAMPLES, len(self.splits.test))))
+        example = self.example(part, {"student": model.preprocess})
+        side = Side(
+            "student",
+            model.module,
+            example.inputs["student"],
+            training=False,
+            input_height=None,
+        )
+        size = self.experiment.settings.evaluation_batch_size
+        whole = Pass(
+            part,
+            {"student": model},
+            len(self.classes),
+            self.experiment.task,
+            self.world.device,
+            min(size, len(part)),
+        )
+        try:
+            reading = Reading(side.embedding, form="mean")
+            with whole.running([reading]) as outputs:
+                found = [
+                    Seen(batch, outputs(batch), len(self.classes)).values(reading)
+                    for batch in whole.batches()
+                ]
+        except UnderstudyError as error:
+            logger.info("The geometry of %s is not measured: %s", model.name, error)
+            return None
+        return torch.cat(found).cpu()
 
     def open_store(self, place: str) -> Store:
         """Open a store until `close`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from understudy.data.source import Split
 from understudy.data.views import Views
 from understudy.methods import Method
 from understudy.models.model import Model
+from understudy.teachers.features import Features
 from understudy.teachers.study import Mode, Study
 from understudy.teachers.together import Together
 
@@ -74,9 +76,31 @@ def fit_methods(study: Study, methods: Sequence[Method], seed: int, device: torc
             continue
         study.method = method.name
         study.seed = seeding.derive(seed, "method", number, method.name)
+        study.guessed = False
+        before = _outside(method)
         with seeding.isolated(seed, "fit", number, method.name), torch.no_grad():
             method.fit(study)
+            if study.guessed and _differ(before, _outside(method)):
+                # A checkpoint does not bring back what lies outside of parameters and buffers.
+                method.fit(dataclasses.replace(study, mode="real"))
         method.to(device)
+
+
+def _outside(method: Method) -> dict[tuple[str, str], Any]:
+    """Return what a method and its modules hold beside parameters, buffers and features."""
+    own = {"_parameters", "_buffers", "_modules"}
+    return {
+        (path, name): value
+        for path, module in method.named_modules()
+        for name, value in vars(module).items()
+        if name not in own and not isinstance(value, Features)
+    }
+
+
+def _differ(before: dict[tuple[str, str], Any], after: dict[tuple[str, str], Any]) -> bool:
+    return before.keys() != after.keys() or any(
+        after[place] is not before[place] for place in after
+    )
 
 
 def fit_lines(study: Study) -> list[dict[str, Any]]:

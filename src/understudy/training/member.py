@@ -13,7 +13,7 @@ import torch
 
 from understudy.data.source import Split
 from understudy.errors import ModelError, TrainingError
-from understudy.evaluation import cost
+from understudy.evaluation import cost, geometry
 from understudy.evaluation.classification import (
     accuracy,
     classification_metrics,
@@ -225,16 +225,30 @@ class Member:
         stops = run.epoch - run.best["epoch"] >= stopping.patience
         return self.context.world.any(stops and self.context.world.is_main)
 
-    def finish(self, student: Model, folder_metadata: dict[str, Any]) -> Predictions:
-        """Evaluate on the test split, save the student and write the result; drop the checkpoints."""
+    def finish(
+        self, student: Model, folder_metadata: dict[str, Any], *, classifies: bool = True
+    ) -> Predictions:
+        """Evaluate on the test split, save the student and write the result; drop the checkpoints.
+
+        Args:
+            student: the trained model.
+            folder_metadata: what its folder says beside the metrics.
+            classifies: False for a teacher whose classifier was never trained; its metrics are None.
+        """
         # What is measured is what is deployed.
         fold_heads(student.module)
         predictions = self.context.predictions(student, student.module, self.context.splits.test)
         metrics: dict[str, float | None] = dict(classification_metrics(predictions))
         reference = self.context.teacher_predictions
-        metrics |= {"agreement": None, "kl": None}
+        metrics |= dict.fromkeys(("agreement", "kl", *geometry.METRICS))
         if reference is not None and self.arm != TEACHER:
             metrics |= fidelity_metrics(predictions, reference)
+            theirs = self.context.teacher_embeddings
+            ours = None if theirs is None else self.context.embeddings(student)
+            if ours is not None and theirs is not None:
+                metrics |= geometry.geometry_metrics(ours, theirs)
+        if not classifies:
+            metrics = dict.fromkeys(metrics)
         if self.directory.writes:
             folder = None
             if not student.extra.get("black_box"):
@@ -243,8 +257,8 @@ class Member:
                 "result",
                 split="test",
                 metrics=metrics,
-                per_class=per_class(predictions),
-                calibration=reliability(predictions),
+                per_class=per_class(predictions) if classifies else None,
+                calibration=reliability(predictions) if classifies else None,
                 cost=self._cost(student, folder),
             )
             self._record("member", state="finished")
@@ -256,7 +270,10 @@ class Member:
         self._record(
             "result",
             split="test",
-            metrics={**classification_metrics(predictions), "agreement": None, "kl": None},
+            metrics={
+                **classification_metrics(predictions),
+                **dict.fromkeys(("agreement", "kl", *geometry.METRICS)),
+            },
             per_class=per_class(predictions),
             calibration=reliability(predictions),
             cost={"parameters": teacher.parameters, "flops": teacher.flops},

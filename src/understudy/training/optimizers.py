@@ -52,15 +52,52 @@ class Optimizer:
                     f"Optimiser '{name}' has no keyword '{keyword}'. {suggestion(keyword, valid)}"
                 )
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Return the torch optimiser over `parameters`, fused where torch can."""
+    def build(
+        self, parameters: Iterable[nn.Parameter], undecayed: Iterable[nn.Parameter] = ()
+    ) -> torch.optim.Optimizer:
+        """Return the torch optimiser over `parameters`, fused where torch can.
+
+        Args:
+            parameters: what is trained.
+            undecayed: those of them that are trained without weight decay, as a group of their own.
+        """
         cls = optimizer_class(self.name)
         keywords = dict(self.keywords)
         listed = list(parameters)
+        apart = {id(parameter) for parameter in undecayed}
         accepted = inspect.signature(cls.__init__).parameters
         if "fused" in accepted and not {"fused", "foreach"} & set(keywords):
             keywords["fused"] = all(p.device.type in ("cpu", "cuda") for p in listed)
-        return cls(listed, **keywords)
+        without = [parameter for parameter in listed if id(parameter) in apart]
+        groups: list[Any] = listed
+        if without and "weight_decay" in accepted:
+            decayed = [parameter for parameter in listed if id(parameter) not in apart]
+            groups = [{"params": decayed}] if decayed else []
+            groups.append({"params": without, "weight_decay": 0.0})
+        built = cls(groups, **keywords)
+        if isinstance(built, torch.optim.SGD):
+            built.register_step_pre_hook(_start_momentum)
+        return built
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer, _args: Any, _keywords: Any) -> None:
+    """Give momentum to parameters whose first gradient comes later than that of others, as a ramp's from 0 does.
+
+    The fused SGD wants it of all or of none. From 0 the first step gives what it would give without one, the gradient;
+    not so with dampening, for which the fused form is left.
+    """
+    for group in optimizer.param_groups:
+        if not group["momentum"] or not group["fused"]:
+            continue
+        states = [(p, optimizer.state[p]) for p in group["params"] if p.grad is not None]
+        missing = [(p, state) for p, state in states if state.get("momentum_buffer") is None]
+        if not 0 < len(missing) < len(states):
+            continue
+        if group["dampening"]:
+            group["fused"] = False
+            continue
+        for parameter, state in missing:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:

@@ -22,8 +22,8 @@ from understudy.models.model import Model
 from understudy.models.outputs import call
 from understudy.models.surgery import restored
 from understudy.models.taps import unchanged
+from understudy.teachers.notes import Note
 from understudy.teachers.stored import StoredModel
-from understudy.teachers.study import Note
 from understudy.training.context import Context
 from understudy.training.distribution import join_world
 from understudy.training.experiment import TEACHER, Experiment
@@ -347,14 +347,16 @@ def choose_precision(
     formats = [settings.channels_last is True and images]
     if settings.channels_last == "auto" and images:
         formats = [False, True]
-    if True in formats:
+    if True in formats or settings.compile:
         models = {"student": context.build_student(settings.seeds[0]), TEACHER: teacher}
         unsound = unsound_channels_last(
             {role: model.module for role, model in models.items() if isinstance(model, Model)},
             device,
         )
+        if unsound and settings.compile:
+            raise PreflightError(f"{unsound} `compile: true` lays them out so. Use compile: false.")
         if unsound and settings.channels_last is True:
-            raise PreflightError(unsound)
+            raise PreflightError(f"{unsound} Use channels_last: false.")
         formats = [False] if unsound else formats
     candidates = [Precision(dtype, last, device) for last in formats for dtype in dtypes]
     if len(candidates) == 1:

@@ -60,9 +60,9 @@ def unsound_channels_last(modules: Mapping[str, nn.Module], device: str) -> str 
                 and part.in_channels < 8
             ):
                 return (
-                    "channels_last: true would corrupt memory on this processor: PyTorch's gradient of the strided "
-                    f"1x1 convolution '{path}' of the {role} ({part.in_channels} input channels) writes outside of "
-                    "its memory. Use channels_last: false."
+                    f"PyTorch's gradient of the strided 1x1 convolution '{path}' of the {role} "
+                    f"({part.in_channels} input channels) writes outside of its memory on this processor when images "
+                    "lie in channels-last format."
                 )
     return None
 

@@ -120,8 +120,6 @@ class _Run:
             self._write_start(self.student, teacher)
         if teacher is not None:
             self._teacher_member(teacher)
-            if self._teacher_stages():
-                self._check_teacher(teacher)
         for seed in self.experiment.settings.seeds:
             for arm in self.experiment.arms:
                 self._student_member(arm, seed, teacher)
@@ -218,14 +216,56 @@ class _Run:
             stages = self.experiment.teacher.stages if self.experiment.teacher else ()
             if stages:
                 member.train(teacher, None, stages, self.context.splits.teacher_train)
-            member.finish(teacher, self._metadata(TEACHER, seed))
+            classifies = self._classifies(teacher)
+            member.finish(teacher, self._metadata(TEACHER, seed), classifies=classifies)
             self.world.wait()
-        self.context.teacher_predictions = teacher_predictions(
-            self.context, teacher, self.context.splits.test
+        if self._classifies(teacher):
+            self.context.teacher_predictions = teacher_predictions(
+                self.context, teacher, self.context.splits.test
+            )
+        if isinstance(teacher, Model):
+            self.context.teacher_embeddings = self.context.embeddings(teacher)
+        if self._teacher_stages():
+            self._check_teacher(teacher)
+
+    def _reads_logits(self) -> bool:
+        """Tell whether any method of any arm asks for what the teacher's classifier says."""
+        return any(
+            method.uses_teacher and method.reads_logits
+            for stages in self.experiment.arms.values()
+            for stage in stages()
+            for method in stage.active_methods
+        )
+
+    def _classifies(self, teacher: Model | StoredModel) -> bool:
+        """Tell whether the teacher's logits mean something: they are asked for, or its classifier was trained.
+
+        It was not where the teacher's own training saw neither labels nor another model, or where guessing is as good.
+        """
+        if self._reads_logits():
+            return True
+        methods = [
+            method
+            for stage in (self.experiment.teacher.stages if self.experiment.teacher else ())
+            for method in stage.active_methods
+        ]
+        if methods and not any(method.needs_labels or method.uses_teacher for method in methods):
+            return False
+        name, split = self.context.selection_split()
+        if split is None:
+            return True
+        found = teacher_predictions(self.context, teacher, split)
+        return all(
+            verdict.outcome != "refused" for verdict in check_teacher(found, None, split=name)
         )
 
     def _check_teacher(self, teacher: Model | StoredModel) -> None:
         """Refuse a teacher that has nothing to teach, by the validation split (or the labelled training samples)."""
+        if not self._classifies(teacher):
+            logger.info(
+                "The teacher's classifier was not trained, and no method asks for what it says."
+            )
+            return
         name, split = self.context.selection_split()
         if split is None:
             logger.warning(

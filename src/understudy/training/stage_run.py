@@ -181,7 +181,7 @@ class StageRun:
             raise PreflightError(
                 f"Stage '{stage.name}' trains nothing: `freeze` covers the whole student and no method has parameters."
             )
-        self.optimizer = stage.optimizer.build(self.trained)
+        self.optimizer = stage.optimizer.build(self.trained, _undecayed(self.module))
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
         torch.manual_seed(seeding.derive(seed, "stage", world.rank))
 
@@ -360,6 +360,16 @@ def _frozen_parts(module: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
         grafted = inside_grafts(top) if path else set()
         found += [part for name, part in top.named_modules() if name not in grafted]
     return found
+
+
+def _undecayed(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that their modules name in `undecayed`."""
+    return [
+        parameter
+        for part in module.modules()
+        for name in getattr(part, "undecayed", ())
+        if (parameter := part._parameters.get(name)) is not None
+    ]
 
 
 def _height(batch: Batch, role: str) -> int | None:

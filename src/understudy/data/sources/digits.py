@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from understudy.data.labels import carve
+from understudy.data.labels import carve, remainders
 from understudy.data.samples import TensorSamples
 from understudy.data.source import Source, Split, sources
 from understudy.errors import DataError
@@ -17,6 +17,7 @@ def digits(
     test: float = 0.3,
     size: int | None = None,
     interpolation: Literal["nearest", "bilinear"] = "nearest",
+    label_modulo: int | None = None,
 ) -> Source:
     """Load scikit-learn's 1797 grey images of 8x8 pixels in ten classes; nothing is downloaded.
 
@@ -25,12 +26,14 @@ def digits(
             not depend on the run's seed.
         size: height and width to scale the images to; None: 8.
         interpolation: how to scale, "nearest" or "bilinear".
+        label_modulo: make classes of the digits' remainders, so that 2 asks for "even" or "odd"; None: the digits.
 
     Images are uint8 [1, size, size]; the original values 0..16 become 0..255. An image's id is its row in
     scikit-learn's table.
 
     Raises:
-        DataError: `test` leaves no training or no test image, or `size` is not positive.
+        DataError: `test` leaves no training or no test image, `size` is not positive, `label_modulo` is not in
+            2 to 10.
     """
     from sklearn.datasets import load_digits
 
@@ -55,6 +58,7 @@ def digits(
         ids=rows.clone(),
     )
     train, held_out = carve(whole, test, seed=0)
-    return Source(
+    source = Source(
         "digits", "image", train, held_out, None, tuple(str(digit) for digit in range(10))
     )
+    return source if label_modulo is None else remainders(source, label_modulo)

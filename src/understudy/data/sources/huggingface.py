@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from understudy.data.labels import remainders
 from understudy.data.samples import Channels, Encoded, TextSamples
 from understudy.data.source import Samples, Source, Split, sources
 from understudy.data.sources._classes import encode_labels
@@ -34,6 +35,7 @@ def huggingface(
     revision: str | None = None,
     classes: list[str] | None = None,
     unlabelled: int | None = -1,
+    label_modulo: int | None = None,
     size: int | None = None,
     channels: Literal[1, 3] = 3,
     split_seed: int = 0,
@@ -59,6 +61,7 @@ def huggingface(
         revision: a branch, tag or commit on the hub.
         classes: class names in the order that is wanted, for instance the teacher's; None: the data's own.
         unlabelled: the integer label that means "none", besides null; None: no integer does.
+        label_modulo: make classes of the labels' remainders, so that 2 gives "even" and "odd"; None: the labels.
         size: height and width of images, see the source "folder"; None: they are of one size and stay as they are.
         channels: 3 for RGB, 1 for grey.
         split_seed: which samples a fraction takes; independent of the run's seed.
@@ -100,7 +103,8 @@ def huggingface(
         whole = Split(samples, rows + begin, labels[split], row_ids(split, rows))
         splits[split] = whole.subset(rows[good[begin : begin + count]])
         begin += count
-    return assemble(path, samples.kind, splits, roles, names, split_seed)
+    source = assemble(path, samples.kind, splits, roles, names, split_seed)
+    return source if label_modulo is None else remainders(source, label_modulo)
 
 
 @dataclass(frozen=True)

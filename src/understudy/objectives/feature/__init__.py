@@ -1,5 +1,6 @@
 """Objectives on features: one layer of the student against one of the teacher."""
 
+from understudy.objectives.feature.assignments import subclass_scores, visual_words
 from understudy.objectives.feature.attention_maps import attention_transfer
 from understudy.objectives.feature.boundaries import activation_boundaries, ofd
 from understudy.objectives.feature.channels import cwd
@@ -40,5 +41,7 @@ __all__ = [
     "procrustes",
     "review",
     "srd",
+    "subclass_scores",
     "vid",
+    "visual_words",
 ]

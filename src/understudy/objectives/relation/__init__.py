@@ -3,7 +3,7 @@
 from understudy.objectives.relation.affinity import affinity
 from understudy.objectives.relation.angles import rkd_angle
 from understudy.objectives.relation.channels import ickd
-from understudy.objectives.relation.contrast import info_nce
+from understudy.objectives.relation.contrast import info_nce, nt_xent
 from understudy.objectives.relation.correlations import channel_correlation, spatial_correlation
 from understudy.objectives.relation.distances import rkd_distance
 from understudy.objectives.relation.memory import crd, crd_log_normaliser
@@ -29,6 +29,7 @@ __all__ = [
     "crd_log_normaliser",
     "ickd",
     "info_nce",
+    "nt_xent",
     "pkt",
     "rkd_angle",
     "rkd_distance",

@@ -5,6 +5,7 @@ from understudy.objectives.response.decoupled import dkd, nkd, ofa, weighted_sof
 from understudy.objectives.response.logits import binary_kd, logit_mse, multi_label_kd
 from understudy.objectives.response.self_distillation import label_smoothing_teacher, uskd
 from understudy.objectives.response.softened import kd, logit_standardised_kd, soft_cross_entropy
+from understudy.objectives.response.subclasses import subclass_logits
 from understudy.objectives.response.supervised import cross_entropy
 from understudy.objectives.response.top_k import kd_top_k
 from understudy.objectives.response.transport import sinkhorn, sinkhorn_per_sample
@@ -25,6 +26,7 @@ __all__ = [
     "sinkhorn",
     "sinkhorn_per_sample",
     "soft_cross_entropy",
+    "subclass_logits",
     "uskd",
     "weighted_soft_labels",
 ]
