@@ -133,8 +133,6 @@ def _add_base(whole: dict[str, Any], definitions: dict[str, Any]) -> None:
         mark = {SCHEMA_MARK: COMPLETED[inside].label}
         section = {"type": "object", "required": [inside], "properties": {inside: mark}}
         complete[key] = {"anyOf": [mark, section, {"type": "null"}]}
-        if key == "teacher":  # whose outputs may lie in a store instead
-            complete[key]["anyOf"].append({"type": "object", "required": ["store"]})
         changed = definitions[f"{key.title()}Section"]
         changed.pop("required", None)
         _let_change(changed["properties"], (inside,))
