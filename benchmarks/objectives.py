@@ -3,7 +3,8 @@
     python benchmarks/objectives.py [--rounds 5] [--only rkd]
 
 The plain forms are what the authors' code and torchdistill compute: autograd through a singular value decomposition,
-matrices over examples or positions, differences of all pairs of samples, gathered rows of a memory bank. (Distances
+matrices over examples or positions, differences of all pairs of samples, gathered rows of a memory bank, transport
+scaled outside of logarithms (which underflows for a small regularisation; here it does not). (Distances
 between samples they take from inner products in float32, which is cheap but wrong for near duplicates.) Both forms get
 the same float32 features; value and gradient are compared first. A round is one value and its gradient with respect to
 the student. Rounds are interleaved; the table has medians, and ratios to ours.
@@ -127,6 +128,16 @@ def plain_official_affinity(student: torch.Tensor, teacher: torch.Tensor) -> tor
     return total.mean()
 
 
+def plain_sinkhorn(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    ours, theirs = (x.div(2.0).softmax(dim=1) for x in (student, teacher))
+    cost = (ours.unsqueeze(1) - theirs.unsqueeze(0)).abs().sum(dim=2)
+    plan = torch.exp(-cost / 0.1)
+    for _ in range(20):
+        plan = plan / plan.sum(dim=1, keepdim=True)
+        plan = plan / plan.sum(dim=0, keepdim=True)
+    return (plan * cost).sum() / len(student)
+
+
 def plain_crd(
     student: torch.Tensor, bank: torch.Tensor, index: torch.Tensor, log_normaliser: torch.Tensor
 ) -> torch.Tensor:
@@ -223,6 +234,18 @@ def contrasts() -> Iterator[Comparison]:
         )
 
 
+def transports() -> Iterator[Comparison]:
+    for count, classes in ((32, 10), (64, 100), (256, 1000)):
+        teacher = 3 * rows(count, classes)
+        yield Comparison(
+            "sinkhorn",
+            f"{count} samples, {classes} classes",
+            3 * rows(count, classes),
+            lambda s, t=teacher: objectives.sinkhorn(s, t),
+            lambda s, t=teacher: plain_sinkhorn(s, t),
+        )
+
+
 def round_of(loss: Loss, student: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return value and gradient."""
     leaf = student.detach().requires_grad_()
@@ -293,7 +316,7 @@ def main() -> None:
     torch.manual_seed(0)
     print("| objective | size | ms | plain, ms | ratio | MiB | plain, MiB | ratio |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
-    for group in (geometry, relations, maps, contrasts):
+    for group in (geometry, relations, maps, contrasts, transports):
         for comparison in group():
             if comparison.name.startswith(arguments.only):
                 check(comparison)

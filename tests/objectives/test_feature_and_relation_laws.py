@@ -129,6 +129,21 @@ CASES: dict[str, Case] = {
     "cka rbf debiased": Case(
         o.cka, VECTORS, OTHER, {"kernel": "rbf", "debiased": True}, coupled=True, smallest=4
     ),
+    "visual_words": Case(
+        o.visual_words,
+        (6, 4, 9),
+        SEQUENCES,
+        {"centres": normal(9, 5, seed=3), "sharpness": 0.5},
+        zero_at_teacher=False,
+    ),
+    "subclass_scores": Case(
+        o.subclass_scores,
+        (6, 4, 6),
+        SEQUENCES,
+        {"centres": normal(3, 2, 5, seed=3), "table": normal(6, 6, seed=4).softmax(dim=-1)},
+        {"labels": torch.tensor([0, 2, 1, 0, 2, 1])},
+        zero_at_teacher=False,
+    ),
     "rkd_distance": Case(o.rkd_distance, VECTORS, OTHER, coupled=True, smallest=2),
     "rkd_angle": Case(o.rkd_angle, VECTORS, OTHER, coupled=True, smallest=2),
     "pkt": Case(o.pkt, VECTORS, OTHER, coupled=True),

@@ -6,7 +6,7 @@ import torch
 
 from understudy import objectives
 from understudy.methods.method import Step
-from understudy.methods.rows import FeatureRows, Rows
+from understudy.methods.rows import FeatureRows
 
 
 class FeatureGram(FeatureRows, name="feature_gram"):
@@ -29,16 +29,6 @@ class FeatureGram(FeatureRows, name="feature_gram"):
             (every token that is no padding, every place of a map).
         gather: compare the rows of all processes at once; otherwise each process compares its own.
     """
-
-    def __init__(
-        self,
-        student_tap: str = "auto",
-        teacher_tap: str = "auto",
-        rows: Rows = "pooled",
-        gather: bool = False,
-    ) -> None:
-        """Keep the configuration."""
-        super().__init__(student_tap, teacher_tap, rows, gather)
 
     def loss(self, step: Step) -> torch.Tensor:
         """Return the distance of the batch's two matrices."""

@@ -29,7 +29,13 @@ class FeatureRows(Method):
 
     family = "feature"
 
-    def __init__(self, student_tap: str, teacher_tap: str, rows: Rows, gather: bool) -> None:
+    def __init__(
+        self,
+        student_tap: str = "auto",
+        teacher_tap: str = "auto",
+        rows: Rows = "pooled",
+        gather: bool = False,
+    ) -> None:
         """Keep the configuration."""
         super().__init__()
         if rows not in ("pooled", "first", "elements"):
