@@ -15,7 +15,7 @@ from wired_step import reached, wired
 from understudy import objectives
 from understudy.errors import UnderstudyError
 from understudy.methods import SimCLR
-from understudy.methods._two_views import Augment, by_image, two_views
+from understudy.methods._image_views import Augment, by_image, views_of
 
 
 def test_value_is_the_plain_formula() -> None:
@@ -46,13 +46,13 @@ def test_views_depend_on_sample_and_counter_only() -> None:
     given = wired(SimCLR())
     method = given.method
     whole, part = (method.inputs(given.step(index).batch) for index in (None, [5, 2]))
-    views = by_image(whole.inputs["student"])
+    views = by_image(whole.inputs["student"], 2)
     # Rows that are computed alone or together may differ in the last bit.
-    torch.testing.assert_close(by_image(part.inputs["student"]), views[[5, 2]])
+    torch.testing.assert_close(by_image(part.inputs["student"], 2), views[[5, 2]])
     assert whole.inputs["student"] is whole.inputs["teacher"]
     assert not torch.allclose(views[:, 0], views[:, 1], atol=0.1)
     method.after_step(given.step())
-    later = by_image(method.inputs(given.step().batch).inputs["student"])
+    later = by_image(method.inputs(given.step().batch).inputs["student"], 2)
     assert not torch.allclose(later, views, atol=0.1)
 
 
@@ -77,7 +77,7 @@ def test_what_is_no_image_is_refused_and_views_of_views_too() -> None:
     given = wired(SimCLR())
     batch = given.method.inputs(given.step().batch)
     with pytest.raises(UnderstudyError, match="views of the views"):
-        two_views(batch, Augment(0.5, 0.5, 0.4), seed=0, count=torch.tensor(0), method="simclr")
+        views_of(batch, [Augment(0.5, 0.5, 0.4)], seed=0, count=torch.tensor(0), method="simclr")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from understudy.methods.cckd import CCKD
 from understudy.methods.cka import CKA
 from understudy.methods.crd import CRD
 from understudy.methods.cwd import CWD
+from understudy.methods.dino import DINO
 from understudy.methods.dist import DIST
 from understudy.methods.dkd import DKD
 from understudy.methods.feature_gram import FeatureGram
@@ -57,6 +58,7 @@ __all__ = [
     "CKA",
     "CRD",
     "CWD",
+    "DINO",
     "DIST",
     "DKD",
     "FSP",

@@ -7,9 +7,11 @@ from torch import nn
 
 from understudy import objectives
 from understudy.data.batch import Batch
-from understudy.methods._two_views import Augment, by_image, check_images, two_views
+from understudy.methods._image_views import Augment, by_image, check_images, views_of
 from understudy.methods.method import Method, Step
 from understudy.methods.wiring import Wiring
+
+VIEWS = 2
 
 
 class SimCLR(Method, name="simclr"):
@@ -72,8 +74,8 @@ class SimCLR(Method, name="simclr"):
 
     def inputs(self, batch: Batch) -> Batch:
         """Make two views of every image."""
-        return two_views(
-            batch, self._augment, seed=self._seed, count=self.counter, method=self.name
+        return views_of(
+            batch, [self._augment] * VIEWS, seed=self._seed, count=self.counter, method=self.name
         )
 
     def loss(self, step: Step) -> torch.Tensor:
@@ -81,9 +83,9 @@ class SimCLR(Method, name="simclr"):
         projected = self.projector(step.pooled(step.student.features[self.place]))
         weight = step.batch.weight
         return objectives.nt_xent(
-            by_image(projected),
+            by_image(projected, VIEWS),
             temperature=self.temperature,
-            weight=None if weight is None else by_image(weight)[:, 0],
+            weight=None if weight is None else by_image(weight, VIEWS)[:, 0],
         )
 
     def after_step(self, step: Step) -> None:

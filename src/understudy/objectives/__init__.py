@@ -58,6 +58,7 @@ from understudy.objectives.relation import (
 from understudy.objectives.response import (
     binary_kd,
     cross_entropy,
+    dino,
     dist,
     dkd,
     kd,
@@ -106,6 +107,7 @@ __all__ = [
     "crd_log_normaliser",
     "cross_entropy",
     "cwd",
+    "dino",
     "dist",
     "dkd",
     "factor_transfer",

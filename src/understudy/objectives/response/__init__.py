@@ -3,7 +3,7 @@
 from understudy.objectives.response.correlation import dist
 from understudy.objectives.response.decoupled import dkd, nkd, ofa, weighted_soft_labels
 from understudy.objectives.response.logits import binary_kd, logit_mse, multi_label_kd
-from understudy.objectives.response.self_distillation import label_smoothing_teacher, uskd
+from understudy.objectives.response.self_distillation import dino, label_smoothing_teacher, uskd
 from understudy.objectives.response.softened import kd, logit_standardised_kd, soft_cross_entropy
 from understudy.objectives.response.subclasses import subclass_logits
 from understudy.objectives.response.supervised import cross_entropy
@@ -13,6 +13,7 @@ from understudy.objectives.response.transport import sinkhorn, sinkhorn_per_samp
 __all__ = [
     "binary_kd",
     "cross_entropy",
+    "dino",
     "dist",
     "dkd",
     "kd",

@@ -1,4 +1,4 @@
-"""Distillation without a teacher network: targets from the labels and from the student itself."""
+"""Distillation without a teacher network: targets from the labels, from the student itself, from its own average."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from understudy.objectives.divergence import (
     blank_invalid,
     kullback_leibler,
     log_probabilities,
+    soften,
     square,
 )
 from understudy.objectives.labels import check_others, labelled_weight, one_class
 from understudy.objectives.reduction import in_float, reduce
-from understudy.objectives.shapes import check_choice, divisor
+from understudy.objectives.shapes import check_choice, divisor, pair
 
 
 @card(
@@ -173,6 +174,66 @@ def uskd(
     )
     weak_loss = -(smoothed * log_weak).sum(dim=-1)
     return reduce(alpha * target_loss + beta * others_loss + mu * weak_loss, weight, reduction)
+
+
+@card("tokens", minimum=None, invariances=("shift",))
+def dino(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    *,
+    centre: torch.Tensor | None = None,
+    temperature: float = 0.1,
+    teacher_temperature: float = 0.04,
+    weight: torch.Tensor | None = None,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """Cross-entropy of a view with the teacher's other views: -sum_k p_k log softmax(s_v / T)_k, in nats, no factor.
+
+    p = softmax((t_g - centre) / T_t) of a view g of the teacher, and v runs over the other views of the same sample.
+    The value where all outputs are equal, which is collapse, is log K.
+
+    Args:
+        student: outputs [B, V, K], V views of B samples.
+        teacher: outputs [B, G, K] for the first G of these views; detached.
+        centre: what is taken off the teacher's outputs [K], their mean over the batches of late; detached. None for
+            nothing.
+        temperature: T > 0.
+        teacher_temperature: T_t > 0. It has to be below T: what is sharpened by it does not become uniform, and what
+            is centred does not become one prototype for all.
+        weight: weights or mask [B].
+        reduction: "mean" over valid samples, "sum" or "none" ([B], each the mean over its pairs of views).
+
+    Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021, equations 1 to 3;
+    the mean over the pairs where equation 3 has the sum, as in the authors' code.
+
+    Raises:
+        ValueError: shapes do not fit, there are fewer than two views or more of the teacher's than of the student's,
+            or a temperature is not positive.
+    """
+    ours, theirs = student.shape, teacher.shape
+    if not (student.dim() == teacher.dim() == 3 and ours[0] == theirs[0] and ours[2] == theirs[2]):
+        raise ValueError(
+            f"student outputs have shape {tuple(ours)} and teacher outputs {tuple(theirs)}; they must be [B, V, K] and "
+            "[B, G, K]"
+        )
+    if not (ours[1] >= 2 and 1 <= theirs[1] <= ours[1]):
+        raise ValueError(
+            f"student outputs {tuple(ours)} have {ours[1]} views and teacher outputs {tuple(theirs)} {theirs[1]}; the "
+            "student needs at least 2, and the teacher from 1 to as many"
+        )
+    if centre is not None and centre.shape != ours[2:]:
+        raise ValueError(
+            f"centre has shape {tuple(centre.shape)} and the outputs {tuple(ours)}; it must be {tuple(ours[2:])}"
+        )
+    student, teacher = pair(student, teacher, weight)
+    if centre is not None:
+        teacher = teacher - in_float(centre).detach().to(teacher.dtype)
+    log_probability = soften(student, temperature).log_softmax(dim=-1)
+    target = soften(teacher, teacher_temperature).softmax(dim=-1)
+    crossed = -(target @ log_probability.mT)
+    same = torch.eye(theirs[1], ours[1], dtype=torch.bool, device=crossed.device)
+    pairs = theirs[1] * (ours[1] - 1)
+    return reduce(crossed.masked_fill(same, 0.0).sum(dim=(1, 2)) / pairs, weight, reduction)
 
 
 def _labels(
