@@ -44,8 +44,9 @@ class DINO(Method, name="dino"):
     Weight: 1, alone.
     Cost: 2 + `local` passes of the model over every image, two more of its average; a copy of the model in memory and
     in checkpoints; a head and its copy, in training only.
-    Fails when: the average has no time to move (a stage of s steps wants 1 / (1 - m) far below s), T' is too high
-    (all outputs become equal: the loss stays at log K), or a crop or a flip makes another class of an image.
+    Fails when: the optimiser is SGD at the rate of a supervised stage (use AdamW), the average has no time to move (a
+    stage of s steps wants 1 / (1 - m) far below s), T' is too high (all outputs become equal: the loss stays at log K),
+    or a crop or a flip makes another class of an image.
 
     Args:
         prototypes: K, the number of outputs. The paper has 65536 for ImageNet; with 1024 it is two points worse.
