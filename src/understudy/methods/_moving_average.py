@@ -56,8 +56,9 @@ class MovingAverage(nn.Module):
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
         """Keep the share `momentum` of each weight and take the rest from the module; buffers are copied."""
-        own = list(self.copy.parameters())
-        torch._foreach_lerp_(own, list(self._source[0].parameters()), 1 - momentum)
+        own: list[torch.Tensor] = list(self.copy.parameters())
+        theirs: list[torch.Tensor] = list(self._source[0].parameters())
+        torch._foreach_lerp_(own, theirs, 1 - momentum)
         for mine, given in zip(self.copy.buffers(), self._source[0].buffers(), strict=True):
             mine.copy_(given)
 
@@ -68,7 +69,7 @@ class MovingAverage(nn.Module):
         if source.keys() != found.keys():
             new = sorted(source.keys() ^ found.keys())
             raise UnderstudyError(
-                f"A method follows the student with a copy that was made before another method changed it at '{new[0]}'. "
-                "List the method that changes the student before it."
+                "A method follows the student with a copy that was made before another method changed it at "
+                f"'{new[0]}'. List the method that changes the student before it."
             )
         return iter(zip(source.values(), found.values(), strict=True))

@@ -224,7 +224,7 @@ class Head(nn.Module):
         """
         found = self.perceptron(embedding)
         with torch.autocast(found.device.type, enabled=False):
-            prototypes = self.prototypes
+            prototypes: torch.Tensor = self.prototypes
             if fixed:
                 prototypes = prototypes.detach() + 0 * prototypes
             return unit(found.float()) @ unit(prototypes).mT

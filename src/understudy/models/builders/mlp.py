@@ -63,6 +63,7 @@ class MLPBuilder:
             )
         preprocess = request.plain()
         prepared = preprocess(torch.zeros(1, *request.input_shape), torch.device("cpu"))
+        assert isinstance(prepared, torch.Tensor)  # texts were refused above
         inputs = math.prod(prepared.shape[1:])
         widths = [int(width) for width in request.name.split("-")]
         module = MLP(inputs, widths, request.classes)
