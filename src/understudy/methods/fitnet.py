@@ -26,6 +26,7 @@ class FitNet(Method, name="fitnet"):
     """
 
     family = "feature"
+    reads_logits = False
 
     def __init__(self, student_tap: str = "auto", teacher_tap: str = "auto") -> None:
         """Keep the configuration."""

@@ -68,8 +68,9 @@ class Method(nn.Module):
     """Whether `loss` asks for a teacher. An only teacher then runs before the student, unless the weight is 0. A
     constructor may set it for its instance."""
     reads_logits: ClassVar[bool] = True
-    """Whether `loss` or `fit` reads the teacher's logits, where the method uses a teacher. Where no method of a run
-    does, a teacher is not refused for a classifier that was never trained."""
+    """Whether `loss` or `fit` reads the teacher's logits, where the method uses a teacher. Where no method of a stage
+    does, the teacher stops at the last tap; where none of a run does, it is not refused for a classifier that was never
+    trained."""
     trains_student: ClassVar[bool] = True
     """Whether the loss reaches the student. A stage whose methods all say no leaves the student as it is."""
     follows: ClassVar[tuple[str, ...]] = ()

@@ -41,6 +41,30 @@ class Tap:
         return cls(path, side or "output", int(call) if call else None)
 
 
+@dataclass(frozen=True)
+class Stop:
+    """Where a forward pass may end: at one run of one module, whose input or output is the last that is asked for.
+
+    Attributes:
+        path: the module.
+        side: "output" or "input".
+        call: which of its runs in one forward, counted from 0.
+    """
+
+    path: str
+    side: str = "output"
+    call: int = 0
+
+    def __str__(self) -> str:
+        """Return what a plan calls it."""
+        where = f"{'after' if self.side == 'output' else 'before'} '{self.path}'"
+        return f"{where}, run {self.call + 1}" if self.call else where
+
+
+class StopReached(Exception):
+    """Ends the forward pass of a model at its last tap; never leaves `Tapped.forward`."""
+
+
 def unwrap(module: nn.Module) -> nn.Module:
     """Return the model inside DistributedDataParallel, DataParallel and compiled wrappers."""
     while True:
@@ -75,14 +99,21 @@ class Tapped(nn.Module):
         taps: what to read, as `Tap.parse` understands it.
         copied: taps whose tensor is modified in place by the model after the tap, and has to be copied.
             `probe_taps` finds them.
+        stop: where the pass ends, for a model whose output nobody reads: an exception leaves the model there. Under
+            `torch.compile` none is raised; what lies behind the last tap is no part of any output of the graph, and the
+            compiler leaves it out. `find_stop` finds it.
     """
 
     def __init__(
-        self, module: nn.Module, taps: Iterable[str] = (), copied: Iterable[str] = ()
+        self,
+        module: nn.Module,
+        taps: Iterable[str] = (),
+        copied: Iterable[str] = (),
+        stop: Stop | None = None,
     ) -> None:
         """Resolve the taps and set the hooks."""
         super().__init__()
-        self.module = unwrap(module)
+        self.module, self.stop = unwrap(module), stop
         self.taps = {name: Tap.parse(name) for name in dict.fromkeys(taps)}
         self._captured: dict[tuple[str, str], list[torch.Tensor]] | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -97,13 +128,17 @@ class Tapped(nn.Module):
                 self._handles.append(target.register_forward_pre_hook(hook, with_kwargs=True))
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-        """Return (what the model returns, {tap: tensor})."""
+        """Return (what the model returns, {tap: tensor}); None in place of the former with a `stop`."""
         captured: dict[tuple[str, str], list[torch.Tensor]] = {}
         self._captured = captured
         try:
             output = self.module(*args, **kwargs)
+        except StopReached:
+            output = None
         finally:
             self._captured = None
+        if self.stop is not None:
+            output = None
         return output, {name: self._pick(name, tap, captured) for name, tap in self.taps.items()}
 
     def close(self) -> None:
@@ -132,7 +167,13 @@ class Tapped(nn.Module):
             raise ModelError(
                 f"The {place[1]} of '{place[0]}' is a {type(value).__name__} without a tensor; tap another module."
             )
-        self._captured.setdefault(place, []).append(tensor.clone() if clone else tensor)
+        calls = self._captured.setdefault(place, [])
+        calls.append(tensor.clone() if clone else tensor)
+        stop = self.stop
+        if stop is None or torch.compiler.is_compiling():
+            return
+        if place == (stop.path, stop.side) and len(calls) == stop.call + 1:
+            raise StopReached
 
     def _pick(
         self, name: str, tap: Tap, captured: Mapping[tuple[str, str], list[torch.Tensor]]

@@ -27,9 +27,9 @@ class Classification:
     def forward_tapped(
         self, tapped: Callable[..., tuple[Any, dict[str, torch.Tensor]]], batch: Batch, role: str
     ) -> Outputs:
-        """Run a `Tapped` model (or a compiled one) on the batch."""
+        """Run a `Tapped` model (or a compiled one) on the batch; one that stops before its end gives no logits."""
         raw, features = call(tapped, batch.inputs[role])
-        return Outputs(logits=logits_of(raw), features=features)
+        return Outputs(logits=None if raw is None else logits_of(raw), features=features)
 
     def supervised_loss(
         self, outputs: Outputs, batch: Batch, *, label_smoothing: float = 0.0

@@ -22,9 +22,10 @@ from understudy.training.context import Context
 from understudy.training.distribution import World, join_world
 from understudy.training.experiment import BASELINE, TEACHER, Experiment
 from understudy.training.member import Member
-from understudy.training.plan import choose_precision, inspect_stages
+from understudy.training.plan import inspect_stages
 from understudy.training.precision import Precision
 from understudy.training.preflight import Verdict, check_classes, check_teacher, refuse
+from understudy.training.probe import choose_precision
 from understudy.training.run_directory import RunDirectory, commit
 from understudy.training.run_log import run_log
 from understudy.training.splits import make_splits

@@ -27,6 +27,7 @@ from understudy.teachers.study import Study
 from understudy.training.averaging import Averaging
 from understudy.training.distribution import World
 from understudy.training.fitting import fit_methods
+from understudy.training.live_side import live_teacher
 from understudy.training.precision import Precision
 from understudy.training.random_state import get_random_state, set_random_state
 from understudy.training.stage import Stage
@@ -146,14 +147,13 @@ class StageRun:
             teacher.taps = tuple(sides[teacher.role].taps)
             self.teachers[teacher.role] = teacher
         self.teachers |= {
-            name: LiveTeacher(
-                side.module,
-                role=name,
+            name: live_teacher(
+                side,
+                methods,
                 task=task,
-                taps=side.taps,
-                copied=side.copied,
-                precision=precision.context,
+                precision=precision,
                 compile=compile,
+                notes=self.wiring.notes,
             )
             for name, side in sides.items()
             if runs_teacher and not isinstance(side, StoredSide)

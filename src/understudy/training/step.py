@@ -89,8 +89,8 @@ class TrainingStep(nn.Module):
                 continue
             try:
                 given = method.loss(step)
-            except StoreError as error:
-                raise StoreError(f"Method '{method.name}': {error}") from error
+            except (StoreError, TrainingError) as error:
+                raise type(error)(f"Method '{method.name}': {error}") from error
             named = {"": given} if isinstance(given, torch.Tensor) else given
             for name, term in named.items():
                 if term.dim():

@@ -1,0 +1,54 @@
+"""A teacher that is a model as a stage runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from understudy.methods import Method
+from understudy.methods.wiring import Side
+from understudy.models.outputs import call
+from understudy.models.stopping import find_stop
+from understudy.tasks.classification import Classification
+from understudy.teachers.live import LiveTeacher
+from understudy.training.precision import Precision
+
+
+def live_teacher(
+    side: Side,
+    methods: Sequence[Method],
+    *,
+    task: Classification,
+    precision: Precision,
+    compile: bool,
+    notes: list[str],
+) -> LiveTeacher:
+    """Return the teacher for the steps of a stage: at the taps that were asked for, and no further than it has to run.
+
+    Args:
+        side: the teacher, with the taps that the methods asked for.
+        methods: those that listen to it.
+        task: what a batch means.
+        precision: how it runs.
+        compile: whether to compile it.
+        notes: gets a sentence on where its pass ends.
+    """
+    stop = None
+    if not any(method.needs_teacher and method.reads_logits for method in methods):
+        stop, reason = find_stop(side.module, side.taps, lambda tapped: call(tapped, side.inputs))
+        if stop is None:
+            notes.append(
+                f"the {side.role} runs to its end, though no method reads its logits: {reason}"
+            )
+        else:
+            how = ", by leaving the rest out of the compiled graph" if compile else ""
+            notes.append(f"no method reads the {side.role}'s logits: it stops {stop}{how}")
+    return LiveTeacher(
+        side.module,
+        role=side.role,
+        task=task,
+        taps=side.taps,
+        copied=side.copied,
+        precision=precision.context,
+        compile=compile,
+        stop=stop,
+    )

@@ -1,0 +1,67 @@
+"""What a stage's parts cost, measured on a batch: the teacher, and the methods beside the models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from understudy.data.batch import Batch
+from understudy.evaluation import cost
+from understudy.models.outputs import call
+from understudy.models.taps import unchanged
+from understudy.teachers.live import LiveTeacher
+from understudy.training.stage_run import StageRun
+from understudy.training.store_plan import TeacherUse
+
+
+def teacher_use(run: StageRun, batch: Batch) -> TeacherUse | None:
+    """Time the teacher on a batch that it has seen before."""
+    if not run.teachers:
+        return None
+    begin = time.perf_counter()
+    for teacher in run.teachers.values():
+        teacher.targets(batch)
+    seconds = (time.perf_counter() - begin) / len(batch)
+    rows = run.total_steps * len(batch) * run.stage.accumulate
+    taps = {
+        tap.name: tap.shape for side in run.wiring.teachers.values() for tap in side.taps.values()
+    }
+    return TeacherUse(rows, seconds, taps)
+
+
+def loss_flops(run: StageRun) -> int:
+    """Return the FLOPs per sample of a forward pass that are neither the student's nor a teacher's."""
+    example = run.example
+    whole = _count(run, lambda: run.module(example, 0.5))
+    student = _count(run, lambda: call(run.tapped.module, example.inputs["student"]))
+    teachers = sum(
+        _count(run, lambda live=live: live.targets(example))  # type: ignore[misc]
+        for live in run.teachers.values()
+    )
+    return max(0, whole - student - teachers) // len(example)
+
+
+def teacher_notes(run: StageRun) -> list[str]:
+    """Say of each teacher that is a model where its pass ends, and which share of its FLOPs that saves."""
+    notes = []
+    for name, live in run.teachers.items():
+        if not isinstance(live, LiveTeacher) or live.stop is None:
+            continue
+        inputs = run.example.inputs[name]
+        whole, part = cost.flops(live.module, inputs), cost.flops(live.tapped, inputs)
+        saved = f"{1 - part / whole:.0%} of its FLOPs" if whole else "nothing that is counted"
+        notes.append(f"which saves {saved} ({part:,} instead of {whole:,} per sample)")
+    return notes
+
+
+def _count(run: StageRun, action: Callable[[], Any]) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with unchanged(run.module), torch.no_grad(), counter:
+        run.train_mode()
+        action()
+    return int(counter.get_total_flops())
