@@ -36,8 +36,10 @@ from workbench import (
 from understudy.errors import PreflightError, UnderstudyError
 from understudy.methods import Method, Ramp, methods
 from understudy.models import saved
+from understudy.models.outputs import Outputs
 from understudy.models.splice import _run_grafts, grafts_of
 from understudy.recipe.kinds import METHOD
+from understudy.teachers.readings import LOGITS, Reading, Seen
 
 NAMES = methods.names()
 KINDS = ("image", "text")
@@ -145,6 +147,43 @@ def test_gradients_reach_exactly_what_should_train(name: str, kind: str) -> None
             if parameter.grad is not None
         }
         assert reached <= possible
+
+
+class Watched(Outputs):
+    """A teacher's outputs that note when somebody asks for the logits."""
+
+    def __init__(self, outputs: Outputs, asked: list[str]) -> None:
+        self._outputs, self._asked = outputs, asked
+        self.features, self.top_k = outputs.features, outputs.top_k
+
+    @property
+    def logits(self) -> torch.Tensor | None:  # type: ignore[override]
+        self._asked.append("loss")
+        return self._outputs.logits
+
+
+@every
+def test_says_whether_it_reads_the_teachers_logits(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, asked = bench([name]), list[str]()
+    values = Seen.values
+
+    def watched(seen: Seen, reading: Reading) -> torch.Tensor:
+        if reading.tap == LOGITS:
+            asked.append("fit")
+        return values(seen, reading)
+
+    monkeypatch.setattr(Seen, "values", watched)
+    with started(built) as run:
+        teachers = run.module._teachers
+        for role, targets in dict(teachers).items():
+            teachers[role] = lambda batch, targets=targets: Watched(targets(batch), asked)
+        batch = next(iter(run.loader.steps(0, 1)))[0]
+        run.train_mode()
+        run.module(batch, 0.5)
+        method = run.module.active[0]
+        assert not method.uses_teacher or method.reads_logits == bool(asked)
 
 
 @every

@@ -34,6 +34,7 @@ class AB(Method, name="ab"):
     """
 
     family = "feature"
+    reads_logits = False
 
     def __init__(
         self,

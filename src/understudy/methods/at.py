@@ -35,6 +35,7 @@ class AT(Method, name="at"):
     """
 
     family = "feature"
+    reads_logits = False
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class CCKD(Method, name="cckd"):
     """
 
     family = "relation"
+    reads_logits = False
     rotation: torch.Tensor
 
     def __init__(

@@ -49,6 +49,7 @@ class CRD(Method, name="crd"):
     """
 
     family = "relation"
+    reads_logits = False
     student_bank: torch.Tensor
     teacher_bank: torch.Tensor
     log_normalisers: torch.Tensor

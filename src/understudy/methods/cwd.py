@@ -32,6 +32,7 @@ class CWD(Method, name="cwd"):
     """
 
     family = "feature"
+    reads_logits = False
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ class FSP(Method, name="fsp"):
     """
 
     family = "feature"
+    reads_logits = False
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ class FT(Method, name="ft"):
     """
 
     family = "feature"
+    reads_logits = False
     follows = ("ft_paraphraser",)
     follows = ("ft_paraphraser",)
 

@@ -37,6 +37,7 @@ class FTParaphraser(Method, name="ft_paraphraser"):
     """
 
     family = "feature"
+    reads_logits = False
     trains_student = False
 
     def __init__(

@@ -36,6 +36,7 @@ class ICKD(Method, name="ickd"):
     """
 
     family = "relation"
+    reads_logits = False
 
     def __init__(
         self,

@@ -44,6 +44,7 @@ class VisualWordLayer(Method, name="kd_layer"):
     """
 
     family = "structure"
+    reads_logits = False
 
     def __init__(
         self,

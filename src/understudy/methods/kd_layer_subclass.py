@@ -42,6 +42,7 @@ class SubClassLayer(Method, name="kd_layer_subclass"):
     """
 
     family = "structure"
+    reads_logits = False
     needs_labels = True
 
     def __init__(

@@ -44,6 +44,7 @@ class KTAAD(Method, name="ktaad"):
     """
 
     family = "feature"
+    reads_logits = False
     follows = ("ktaad_translator",)
 
     def __init__(

@@ -35,6 +35,7 @@ class MGD(Method, name="mgd"):
     """
 
     family = "feature"
+    reads_logits = False
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ class MIAlpha(Method, name="mi_alpha"):
     """
 
     family = "information"
+    reads_logits = False
 
     def __init__(
         self,

@@ -58,6 +58,7 @@ class MiniLM(Method, name="minilm"):
     """
 
     family = "relation"
+    reads_logits = False
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ class NST(Method, name="nst"):
     """
 
     family = "feature"
+    reads_logits = False
 
     def __init__(
         self,

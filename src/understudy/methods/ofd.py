@@ -40,6 +40,7 @@ class OFD(Method, name="ofd"):
     """
 
     family = "feature"
+    reads_logits = False
 
     def __init__(
         self,

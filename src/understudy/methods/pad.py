@@ -35,6 +35,7 @@ class PAD(Method, name="pad"):
     """
 
     family = "feature"
+    reads_logits = False
 
     def __init__(
         self,

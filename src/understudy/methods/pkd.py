@@ -32,6 +32,7 @@ class PKD(Method, name="pkd"):
     """
 
     family = "feature"
+    reads_logits = False
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class PKT(Method, name="pkt"):
     """
 
     family = "relation"
+    reads_logits = False
 
     def __init__(
         self, student_tap: str = "auto", teacher_tap: str = "auto", eps: float = 1e-7

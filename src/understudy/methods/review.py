@@ -78,6 +78,7 @@ class Review(Method, name="review"):
     """
 
     family = "feature"
+    reads_logits = False
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class RKD(Method, name="rkd"):
     """
 
     family = "relation"
+    reads_logits = False
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ class FeatureRows(Method):
     """
 
     family = "feature"
+    reads_logits = False
 
     def __init__(
         self,

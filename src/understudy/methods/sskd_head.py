@@ -34,6 +34,7 @@ class SSKDHead(Method, name="sskd_head"):
     """
 
     family = "self-supervision"
+    reads_logits = False
     trains_student = False
 
     def __init__(self, teacher_tap: str = "auto") -> None:

@@ -36,6 +36,7 @@ class VID(Method, name="vid"):
     """
 
     family = "feature"
+    reads_logits = False
 
     def __init__(
         self,
