@@ -64,14 +64,15 @@ DECLARATIONS = ("test_docstring", "test_signature")
 # Mutants that compute the same, by function and change, with the reason.
 _NORMALISED = "what follows divides by the length, so a common factor drops out"
 _THRESHOLD = "only moves the size below which a number counts as rounding"
+_ORIGIN = "distances do not depend on the origin, which is only moved to save digits"
 EQUIVALENT: dict[tuple[str, str], str] = {
     ("_attention", "magnitudes.mean(dim=1) -> magnitudes.sum(dim=1)"): _NORMALISED,
     ("spatial_correlation", "features.sum(dim=1) -> features.mean(dim=1)"): _NORMALISED,
     ("procrustes", "ours.square().sum() -> ours.square().mean()"): _THRESHOLD,
     ("procrustes", "theirs.square().sum() -> theirs.square().mean()"): _THRESHOLD,
-    ("centred_exactly", "rows.mean(dim=0) -> rows.sum(dim=0)"): (
-        "distances do not depend on the origin, which is only moved to save digits"
-    ),
+    ("centred_exactly", "rows.mean(dim=0) -> rows.sum(dim=0)"): _ORIGIN,
+    ("own_nearest", "own.mean(dim=1, keepdim=True) -> own.sum(dim=1, keepdim=True)"): _ORIGIN,
+    ("_assignment_logits", "centres.mean(dim=0) -> centres.sum(dim=0)"): _ORIGIN,
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from wired_step import Wired, reached, wired
 
-from understudy import objectives
 from understudy.errors import UnderstudyError
 from understudy.methods import DINO
 
@@ -24,39 +22,6 @@ def stepped(given: Wired) -> Any:
     step = given.step()
     step.batch = given.method.inputs(step.batch)
     return step
-
-
-def test_value_is_the_plain_formula() -> None:
-    ours = torch.randn(4, 3, 6, dtype=torch.float64)
-    theirs = torch.randn(4, 2, 6, dtype=torch.float64)
-    centre = torch.randn(6, dtype=torch.float64)
-    total = 0.0
-    for sample in range(4):
-        for g in range(2):
-            wanted = torch.softmax((theirs[sample, g] - centre) / 0.04, dim=0)
-            for v in range(3):
-                if v != g:
-                    said = torch.log_softmax(ours[sample, v] / 0.1, dim=0)
-                    total -= float(wanted @ said)
-    found = objectives.dino(ours, theirs, centre=centre)
-    torch.testing.assert_close(found, torch.tensor(total / (4 * 2 * 2), dtype=torch.float64))
-
-
-def test_collapse_costs_log_k_and_no_gradient_reaches_the_average() -> None:
-    ours = torch.zeros(3, 2, 7, requires_grad=True)
-    theirs = torch.zeros(3, 2, 7, requires_grad=True)
-    loss = objectives.dino(ours, theirs)
-    assert loss.item() == pytest.approx(math.log(7))
-    loss.backward()
-    assert theirs.grad is None and ours.grad is not None
-
-
-def test_the_centre_takes_off_what_all_outputs_share() -> None:
-    ours, theirs = torch.randn(3, 2, 7), torch.randn(3, 2, 7)
-    shift = torch.randn(7)
-    torch.testing.assert_close(
-        objectives.dino(ours, theirs + shift, centre=shift), objectives.dino(ours, theirs)
-    )
 
 
 def test_the_loss_reaches_the_backbone_and_the_head_only() -> None:

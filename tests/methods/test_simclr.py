@@ -18,16 +18,6 @@ from understudy.methods import SimCLR
 from understudy.methods._image_views import Augment, by_image, views_of
 
 
-def test_value_is_the_plain_formula() -> None:
-    embeddings = torch.randn(4, 2, 5, dtype=torch.float64)
-    rows = torch.nn.functional.normalize(embeddings.reshape(8, 5), dim=1)
-    total = 0.0
-    for i in range(8):
-        scores = torch.exp(rows @ rows[i] / 0.5)
-        total += -torch.log(scores[i ^ 1] / (scores.sum() - scores[i]))
-    torch.testing.assert_close(objectives.nt_xent(embeddings), total / 8)
-
-
 def test_the_loss_is_that_of_the_projected_views_and_reaches_the_backbone() -> None:
     given = wired(SimCLR(dimensions=6))
     step = given.step()

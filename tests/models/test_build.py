@@ -92,7 +92,7 @@ def python_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_prefixes() -> None:
-    assert builders.names() == ["export", "hf", "kd", "py", "saved", "timm", "torchvision"]
+    assert builders.names() == ["export", "hf", "kd", "mlp", "py", "saved", "timm", "torchvision"]
     assert "kd:resnet20" in names("kd")
     assert "torchvision:resnet18" in names("torchvision")
     assert "timm:resnet18" in names("timm")

@@ -39,7 +39,7 @@ def visual_words(
     """
     _check_places(student, teacher)
     _check_centres(student, teacher, centres, words=centres.shape[:-1])
-    scores, features = blank(in_float(student), weight), blank(in_float(teacher).detach(), weight)
+    scores, features = blank(in_float(student), weight), blank(in_float(teacher), weight)
     with torch.no_grad():
         logits = _assignment_logits(features, centres, sharpness)
         wanted = logits.softmax(dim=-1)
@@ -99,7 +99,7 @@ def subclass_scores(
             f"they must be one class a sample, int64 {tuple(student.shape[:1])}"
         )
     weight = _labelled(labels, weight, student)
-    scores, features = blank(in_float(student), weight), blank(in_float(teacher).detach(), weight)
+    scores, features = blank(in_float(student), weight), blank(in_float(teacher), weight)
     with torch.no_grad():
         own = labels.clamp_min(0)
         nearest = (
