@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from wired_step import Wired, reached, wired
 
 from understudy.errors import UnderstudyError
 from understudy.methods import DINO
+from understudy.methods._moving_average import MovingAverage
 
 SMALL = {"prototypes": 12, "hidden": 8, "bottleneck": 6}
 
@@ -60,6 +62,65 @@ def test_average_and_centre_follow_after_the_step() -> None:
     torch.testing.assert_close(average, momentum * before + (1 - momentum) * weight)
     assert int(method.counter) == 1
     torch.testing.assert_close(method.centre, 0.1 * said.mean(dim=0))
+
+
+def test_a_batch_in_parts_moves_average_and_centre_once() -> None:
+    whole, parts = (wired(DINO(momentum=0.5, **SMALL)) for _ in range(2))
+    methods = []
+    for given, cuts in ((whole, [list(range(8))]), (parts, [[0, 1, 2, 3, 4, 5], [6, 7]])):
+        given.student.eval()  # batch norms would see the part only
+        given.method.loss(stepped(given))  # a trial, which nothing follows
+        taken = []
+        for index in cuts:
+            step = given.step(index)
+            step.batch = given.method.inputs(step.batch)
+            given.method.loss(step)
+            taken.append(step)
+        with torch.no_grad():
+            given.student.conv1.weight += 1.0
+        for step in taken:
+            given.method.after_step(step)
+        methods.append(given.method)
+    torch.testing.assert_close(methods[0].centre, methods[1].centre)
+    assert methods[0].centre.any() and int(methods[1].counter) == 1
+    ours, theirs = (method.average.copy.conv1.weight for method in methods)
+    assert torch.equal(ours, theirs)
+
+
+def test_the_average_draws_nothing_and_takes_the_statistics_that_the_model_takes() -> None:
+    source = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    average = MovingAverage(source)
+    rows = 3 + torch.randn(16, 4)
+    source.train()
+    average.train()
+    said = average(rows)
+    assert torch.equal(said, average(rows)) and not said.requires_grad
+    torch.testing.assert_close(said.mean(dim=0), torch.zeros(4), atol=1e-5, rtol=0)
+    source.eval()
+    assert not torch.allclose(average(rows).mean(dim=0), torch.zeros(4), atol=0.1)
+    assert set(average.state_dict()) == {f"copy.{name}" for name in source.state_dict()}
+
+
+def test_a_model_that_was_changed_after_the_copy_is_refused() -> None:
+    source = nn.Sequential(nn.Linear(4, 4))
+    average = MovingAverage(source)
+    source.append(nn.Linear(4, 4))
+    with pytest.raises(UnderstudyError, match="changed it at '1'"):
+        average(torch.randn(2, 4))
+
+
+def test_a_vision_transformer_learns_too() -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=8, in_chans=1, embed_dim=12, depth=2,
+        num_heads=2, num_classes=3, drop_path_rate=0.5,
+    )  # fmt: skip
+    given = wired(DINO(frozen=0.0, **SMALL), model=model)
+    step = stepped(given)
+    given.method.loss(step).backward()
+    assert {"cls_token", "patch_embed.proj.weight"} <= reached(given.student)
+    given.method.after_step(step)
+    assert given.method.centre.any()
 
 
 def test_schedules_begin_and_end_as_published() -> None:

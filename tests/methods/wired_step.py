@@ -108,8 +108,9 @@ def wired(
     student: str = "resnet8",
     teacher: str = "resnet14",
     train: bool = True,
+    model: nn.Module | None = None,
 ) -> Wired:
-    """Wire a method to a small student and a teacher twice as wide."""
+    """Wire a method to a small student, or to `model`, and a teacher twice as wide."""
     torch.manual_seed(3)
     inputs: Any = torch.randn(count, 1, 16, 16)
     models: tuple[nn.Module, nn.Module]
@@ -123,6 +124,7 @@ def wired(
             kd.build(student, classes=CLASSES, in_channels=1, width=0.25),
             kd.build(teacher, classes=CLASSES, in_channels=1, width=0.5),
         )
+    models = models if model is None else (model, models[1])
     given = torch.tensor(labels) if labels is not None else torch.arange(count) % CLASSES
     source = from_tensors(
         torch.zeros(len(given), 2),
