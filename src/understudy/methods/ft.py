@@ -38,7 +38,6 @@ class FT(Method, name="ft"):
     family = "feature"
     reads_logits = False
     follows = ("ft_paraphraser",)
-    follows = ("ft_paraphraser",)
 
     def __init__(
         self,
