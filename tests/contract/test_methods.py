@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ from workbench import (
 from understudy.errors import PreflightError, UnderstudyError
 from understudy.methods import Method, Ramp, methods
 from understudy.models import saved
-from understudy.models.outputs import Outputs
+from understudy.models.outputs import Outputs, logits_of
 from understudy.models.splice import _run_grafts, grafts_of
 from understudy.recipe.kinds import METHOD
 from understudy.teachers.readings import LOGITS, Reading, Seen
@@ -113,6 +114,36 @@ def test_a_kind_of_model_that_it_is_not_for_is_refused_with_a_sentence(name: str
         assert len(str(error).split()) > 8 and str(error).endswith((".", ")")), str(error)
 
 
+class Watched(Outputs):
+    """Outputs that note when somebody asks for the logits."""
+
+    def __init__(self, outputs: Outputs, note: Callable[[], object]) -> None:
+        self._outputs, self._note = outputs, note
+        self.features, self.top_k = outputs.features, outputs.top_k
+
+    @property
+    def logits(self) -> torch.Tensor | None:  # type: ignore[override]
+        self._note()
+        return self._outputs.logits
+
+
+class Read(dict[str, torch.Tensor]):
+    """The student's features, and the names of those that were read; the logits count as one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+    def watching(self, outputs: Outputs) -> Outputs:
+        """Return the outputs, each read of which is noted."""
+        self.update(outputs.features)
+        return Watched(Outputs(outputs.logits, self), lambda: self.names.add(LOGITS))
+
+
 @on_every_kind
 @every
 def test_gradients_reach_exactly_what_should_train(name: str, kind: str) -> None:
@@ -120,6 +151,9 @@ def test_gradients_reach_exactly_what_should_train(name: str, kind: str) -> None
     with started(built) as run:
         batch = next(iter(run.loader.steps(0, 1)))[0]
         run.train_mode()
+        read = Read()
+        forward = run.module._student_outputs
+        run.module._student_outputs = lambda batch: read.watching(forward(batch))
         loss, _ = run.module(batch, 0.5)
         loss.backward()
         method = run.module.active[0]
@@ -140,26 +174,19 @@ def test_gradients_reach_exactly_what_should_train(name: str, kind: str) -> None
             if kind == "text"
             else run.tapped(batch.inputs["student"])
         )
-        sum(value.float().square().sum() for value in (outputs, *features.values())).backward()
-        possible = {
-            path
-            for path, parameter in built.student.module.named_parameters()
-            if parameter.grad is not None
-        }
-        assert reached <= possible
 
+        def reach(values: Iterable[torch.Tensor]) -> set[str]:
+            run.module.zero_grad()
+            sum(value.float().square().sum() for value in values).backward(retain_graph=True)
+            return {
+                path
+                for path, parameter in built.student.module.named_parameters()
+                if parameter.grad is not None
+            }
 
-class Watched(Outputs):
-    """A teacher's outputs that note when somebody asks for the logits."""
-
-    def __init__(self, outputs: Outputs, asked: list[str]) -> None:
-        self._outputs, self._asked = outputs, asked
-        self.features, self.top_k = outputs.features, outputs.top_k
-
-    @property
-    def logits(self) -> torch.Tensor | None:  # type: ignore[override]
-        self._asked.append("loss")
-        return self._outputs.logits
+        # All that leads to what the loss reads, and nothing else.
+        tensors = {**features, LOGITS: logits_of(outputs)}
+        assert read.names and reached == reach(tensors[name] for name in read.names)
 
 
 @every
@@ -178,7 +205,9 @@ def test_says_whether_it_reads_the_teachers_logits(
     with started(built) as run:
         teachers = run.module._teachers
         for role, targets in dict(teachers).items():
-            teachers[role] = lambda batch, targets=targets: Watched(targets(batch), asked)
+            teachers[role] = lambda batch, targets=targets: Watched(
+                targets(batch), lambda: asked.append("loss")
+            )
         batch = next(iter(run.loader.steps(0, 1)))[0]
         run.train_mode()
         run.module(batch, 0.5)

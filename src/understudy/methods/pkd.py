@@ -48,9 +48,7 @@ class PKD(Method, name="pkd"):
 
     def wire(self, wiring: Wiring) -> None:
         """Resolve the pairs and size the maps."""
-        pairs = wiring.pairs(self.student_taps, self.teacher_taps)
-        if self.student_taps == "auto" and self.teacher_taps == "auto" and len(pairs) > 1:
-            pairs = pairs[:-1]
+        pairs = wiring.pairs(self.student_taps, self.teacher_taps, but_deepest=True)
         self.places = [(student.name, teacher.name) for student, teacher in pairs]
         self.maps = nn.ModuleList()
         for student, teacher in pairs:

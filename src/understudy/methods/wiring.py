@@ -195,7 +195,13 @@ class Wiring:
         return self.student.tap(student_tap), self.teacher.tap(teacher_tap)
 
     def pairs(
-        self, student_taps: Taps, teacher_taps: Taps, *, stem: bool = False, last: int | None = None
+        self,
+        student_taps: Taps,
+        teacher_taps: Taps,
+        *,
+        stem: bool = False,
+        last: int | None = None,
+        but_deepest: bool = False,
     ) -> list[tuple[TapShape, TapShape]]:
         """Resolve several pairs of taps, in order of depth.
 
@@ -205,6 +211,7 @@ class Wiring:
             teacher_taps: as many paths, or "auto": the stages that correspond.
             stem: whether "auto" also takes stages that are followed by one of their own resolution, such as a stem.
             last: how many of the deepest pairs "auto" takes; None for all.
+            but_deepest: whether "auto" on both sides leaves out the deepest pair, where there are others.
 
         Raises:
             UnderstudyError: the two lists differ in length, or a named student tap with an automatic partner is no
@@ -218,7 +225,7 @@ class Wiring:
                 )
             names = list(zip(student_taps, teacher_taps, strict=True))
         else:
-            names = self._automatic(student_taps, teacher_taps, stem, last)
+            names = self._automatic(student_taps, teacher_taps, stem, last, but_deepest)
         return [(self.student.tap(ours), self.teacher.tap(theirs)) for ours, theirs in names]
 
     def maps(
@@ -344,13 +351,19 @@ class Wiring:
         module.requires_grad_(False)
 
     def _automatic(
-        self, student_taps: Taps, teacher_taps: Taps, stem: bool, last: int | None
+        self,
+        student_taps: Taps,
+        teacher_taps: Taps,
+        stem: bool,
+        last: int | None,
+        but_deepest: bool,
     ) -> list[tuple[str, str]]:
         pairs = [(ours.tap, theirs.tap) for ours, theirs in self.stage_pairs()]
         if student_taps == "auto" and teacher_taps == "auto":
             main = {stage.tap for stage in self.student.description.main_stages}
             names = [pair for pair in pairs if stem or pair[0] in main]
             names = names[-last:] if last else names
+            names = names[:-1] if but_deepest and len(names) > 1 else names
         elif teacher_taps == "auto":
             partner = dict(pairs)
             names = [(tap, self._partner(tap, partner, "student")) for tap in student_taps]
