@@ -143,6 +143,11 @@ def test_errors_of_models_name_their_place(values: Values) -> None:
     experiment = built(from_values(values(student={"name": "kd:resnet8", "widht": 1})))
     with pytest.raises(UnknownName, match=r"^student.model: .*Did you mean 'width'"):
         experiment.student()
+    experiment = built(from_values(values(student={"name": "kd:resnet8", "classes": 7})))
+    with pytest.raises(
+        ModelError, match="student.model: 'classes' of the model 'kd:resnet8' is that of the data"
+    ):
+        experiment.student()
 
 
 def test_a_teacher_with_random_weights_that_is_not_trained_is_refused(values: Values) -> None:

@@ -123,17 +123,19 @@ class ModelMaker:
         try:
             if component.live is not None:
                 return self._live(component.live, copied)
-            return build_model(
-                component.name,
-                classes=len(self._source.classes),
-                kind=self._source.kind,
-                input_shape=self._input_shape,
-                class_names=self._source.classes,
-                statistics=self._statistics,
-                texts=self._texts if self._source.kind == "text" else None,
-                **component.extra,
-                **component.keywords,
-            )
+            measured: dict[str, Any] = {
+                "classes": len(self._source.classes),
+                "kind": self._source.kind,
+                "input_shape": self._input_shape,
+                "class_names": self._source.classes,
+                "statistics": self._statistics,
+                "texts": self._texts if self._source.kind == "text" else None,
+            }
+            for key in component.keywords.keys() & measured.keys():
+                raise ModelError(
+                    f"'{key}' of the model '{component.name}' is that of the data and cannot be set. Leave it out."
+                )
+            return build_model(component.name, **measured, **component.extra, **component.keywords)
         except UnderstudyError as error:
             raise type(error)(f"{place}: {error}") from error
 
