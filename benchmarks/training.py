@@ -38,6 +38,7 @@ from understudy.methods import KD, Supervised
 from understudy.models import kd
 from understudy.models.model import Model
 from understudy.models.preprocess import ImagePreprocess
+from understudy.teachers.ahead import Steps
 from understudy.training.context import Context
 from understudy.training.distribution import join_world
 from understudy.training.experiment import Experiment, ExperimentData, ExperimentTeacher
@@ -48,7 +49,7 @@ from understudy.training.recorder import Recorder
 from understudy.training.settings import Settings
 from understudy.training.splits import make_splits
 from understudy.training.stage import Stage
-from understudy.training.stage_run import Loader, StageRun
+from understudy.training.stage_run import StageRun
 
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 TEMPERATURE, ALPHA, RATE, MOMENTUM, DECAY = 4.0, 0.9, 0.05, 0.9, 5e-4
@@ -203,7 +204,7 @@ class Ours:
 class Alternating:
     """A loader that lets the other loop take a step after each of ours, and times both."""
 
-    def __init__(self, loader: Loader, other: Callable[[], None]) -> None:
+    def __init__(self, loader: Steps, other: Callable[[], None]) -> None:
         self.loader, self.other = loader, other
         self.ours: list[float] = []
         self.theirs: list[float] = []

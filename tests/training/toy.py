@@ -142,6 +142,8 @@ def experiment(
     teacher_mean: float = 0.25,
     store: dict[str, Any] | None = None,
     views: int | None = None,
+    teacher_precision: Any = None,
+    ahead: bool = False,
     transforms: list[Any] | None = None,
     **settings: Any,
 ) -> Experiment:
@@ -184,6 +186,8 @@ def experiment(
             build_teacher if teacher is not None else None,
             [] if teacher_file is not None or store is not None else train,
             store=None if store is None else StoreSettings(**store),
+            precision=teacher_precision,
+            ahead=ahead,
         )
     arms = arms or {"kd": [{"methods": ["kd", "supervised"]}]}
     return Experiment(

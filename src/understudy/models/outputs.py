@@ -62,6 +62,11 @@ class Outputs:
     features: dict[str, torch.Tensor] = field(default_factory=dict)
     top_k: TopK | None = None
 
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the logits, where there are any, and the features."""
+        logits = [] if self.logits is None else [self.logits]
+        return [*logits, *self.features.values()]
+
 
 def logits_of(raw: Any) -> torch.Tensor:
     """Find the logits in what a classifier returned: a tensor, `.logits`, `["logits"]` or a tuple's first item."""

@@ -62,6 +62,8 @@ def build(recipe: Recipe, directory: Path) -> Experiment:
             stages=train.build() if train is not None else (),
             labels=recipe.teacher.labels,
             store=recipe.teacher.store,
+            precision=recipe.teacher.precision,
+            ahead=recipe.teacher.ahead,
         )
     arms: dict[str, Callable[[], list[Stage]]] = {}
     if recipe.baseline:

@@ -77,6 +77,10 @@ class StoppedOutputs(Outputs):
         self._stop = stop
         self.features, self.top_k = features, None
 
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the features."""
+        return list(self.features.values())
+
     @property
     def logits(self) -> torch.Tensor:  # type: ignore[override]
         """Logits, which are not there.

@@ -128,7 +128,7 @@ class Context:
             earlier: what the methods of the arm's earlier stages learnt.
             fitting: how methods are fitted before the stage: provisionally, unless it is said otherwise.
         """
-        settings = self.experiment.settings
+        settings, given = self.experiment.settings, self.experiment.teacher
         using = [method for method in stage.active_methods if method.uses_teacher]
         if using and teacher is None:
             names = ", ".join(method.name for method in using)
@@ -184,6 +184,8 @@ class Context:
             precision=self.precision,
             world=self.world,
             compile=settings.compile,
+            teacher_precision=None if given is None else given.precision,
+            ahead=given is not None and given.ahead,
             earlier=earlier,
             study=make_study(self, fitting, self._itself(teacher), split, views) if fits else None,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from understudy.data.source import Source
 from understudy.data.views import Mixing, Transform
@@ -49,12 +49,17 @@ class ExperimentTeacher:
         stages: how it is trained; empty when its weights are loaded.
         labels: how many training labels it may see (as in `ExperimentData.labels`); None for all.
         store: where its outputs are kept, and what `label` writes there; None when it runs as the student trains.
+        precision: how it runs beside the student: "float32", "bf16" (autocast), or "int8" (linear layers, on a CPU);
+            None for as the student does. It is evaluated in float32 all the same.
+        ahead: whether it works on the next batch while the student trains on this one.
     """
 
     build: Callable[[], Model] | None
     stages: Sequence[Stage] = ()
     labels: int | float | None = None
     store: StoreSettings | None = None
+    precision: Literal["float32", "bf16", "int8"] | None = None
+    ahead: bool = False
 
 
 @dataclass

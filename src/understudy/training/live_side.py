@@ -10,6 +10,7 @@ from understudy.models.outputs import call
 from understudy.models.stopping import find_stop
 from understudy.tasks.classification import Classification
 from understudy.teachers.live import LiveTeacher
+from understudy.teachers.quantized import quantized
 from understudy.training.precision import Precision
 
 
@@ -20,6 +21,7 @@ def live_teacher(
     task: Classification,
     precision: Precision,
     compile: bool,
+    own: str | None,
     notes: list[str],
 ) -> LiveTeacher:
     """Return the teacher for the steps of a stage: at the taps that were asked for, and no further than it has to run.
@@ -28,7 +30,8 @@ def live_teacher(
         side: the teacher, with the taps that the methods asked for.
         methods: those that listen to it.
         task: what a batch means.
-        precision: how it runs.
+        precision: how the student runs.
+        own: "float32", "bf16" or "int8" where the teacher runs otherwise.
         compile: whether to compile it.
         notes: gets a sentence on where its pass ends.
     """
@@ -42,8 +45,12 @@ def live_teacher(
         else:
             how = ", by leaving the rest out of the compiled graph" if compile else ""
             notes.append(f"no method reads the {side.role}'s logits: it stops {stop}{how}")
+    if own is not None:
+        dtype = "float32" if own == "int8" else own
+        precision = Precision(dtype, precision.channels_last, precision.device)
+        notes.append(f"the {side.role} runs in {own}")
     return LiveTeacher(
-        side.module,
+        quantized(side.module) if own == "int8" else side.module,
         role=side.role,
         task=task,
         taps=side.taps,

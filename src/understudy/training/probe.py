@@ -73,8 +73,9 @@ def choose_precision(
                 _to_format(model.module, candidate.channels_last)
         ready = _in_format(batch, candidate.channels_last)
         run.precision = candidate
-        for live in run.teachers.values():
-            live.precision = candidate.context
+        if context.experiment.teacher is None or context.experiment.teacher.precision is None:
+            for live in run.teachers.values():
+                live.precision = candidate.context
 
         def step() -> None:
             run.trial(candidate, ready)

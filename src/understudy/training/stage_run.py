@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from understudy.models.splice import inside_grafts
 from understudy.models.surgery import surgery_of
 from understudy.models.taps import Tapped, find_module, unchanged
 from understudy.tasks.classification import Classification
+from understudy.teachers.ahead import Ahead, Steps, Targets
 from understudy.teachers.live import LiveTeacher
 from understudy.teachers.stored import StoredTeacher
 from understudy.teachers.study import Study
@@ -36,16 +37,6 @@ from understudy.training.stored_side import StoredSide
 
 Earlier = dict[str, dict[str, torch.Tensor]]
 """Method name -> the state of its modules at the end of an earlier stage of the same arm."""
-
-
-class Loader(Protocol):
-    """What a stage needs of its data."""
-
-    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """Give the parts of the batch of each optimiser step."""
-
-    def close(self) -> None:
-        """Stop workers."""
 
 
 class StageRun:
@@ -65,6 +56,8 @@ class StageRun:
         precision: how models run.
         world: this process among its peers.
         compile: whether to compile the models.
+        teacher_precision: "float32", "bf16" or "int8" where the teacher runs otherwise than the student.
+        ahead: whether the teacher works on the next batch while the student trains on this one.
         earlier: method name -> its state at the end of an earlier stage of the same arm.
         study: what the methods are fitted to; None where no method has a `fit`.
 
@@ -80,7 +73,7 @@ class StageRun:
         *,
         student: Model,
         teacher: Model | StoredTeacher | None,
-        loader: Loader,
+        loader: Steps,
         split: Split,
         example: Batch,
         steps_per_epoch: int,
@@ -90,11 +83,14 @@ class StageRun:
         precision: Precision,
         world: World,
         compile: bool = False,
+        teacher_precision: str | None = None,
+        ahead: bool = False,
         earlier: Earlier | None = None,
         study: Study | None = None,
     ) -> None:
         """Wire the methods and build what trains."""
-        self.stage, self.loader, self.precision, self._world = stage, loader, precision, world
+        self.stage, self.precision, self._world = stage, precision, world
+        self.loader: Steps = loader
         self._task = task
         self.unreached: list[str] = []
         self.steps_per_epoch = steps_per_epoch
@@ -153,13 +149,16 @@ class StageRun:
                 task=task,
                 precision=precision,
                 compile=compile,
+                own=teacher_precision,
                 notes=self.wiring.notes,
             )
             for name, side in sides.items()
             if runs_teacher and not isinstance(side, StoredSide)
         }
         self.tapped = Tapped(student.module, self.wiring.student.taps, self.wiring.student.copied)
-        targets = {name: live.targets for name, live in self.teachers.items()}
+        targets: dict[str, Targets] = {name: live.targets for name, live in self.teachers.items()}
+        if ahead and any(isinstance(each, LiveTeacher) for each in self.teachers.values()):
+            targets = self._look_ahead(targets, methods)
         self.module = TrainingStep(self.tapped, methods, targets, task, compile=compile)
         self.example = example
         self.study = study
@@ -229,6 +228,24 @@ class StageRun:
             waits = number < len(parts) - 1 and isinstance(self.ddp, DistributedDataParallel)
             context = self.ddp.no_sync() if waits else nullcontext()  # type: ignore[operator]
             yield part, shares, context
+
+    def _look_ahead(
+        self, targets: Mapping[str, Targets], methods: Sequence[Method]
+    ) -> dict[str, Targets]:
+        """Have the teachers begin a step early, unless their inputs are only known in the step itself."""
+        changing = [m.name for m in methods if type(m).inputs is not Method.inputs]
+        if changing:
+            self.wiring.notes.append(
+                f"the teacher does not run ahead: {', '.join(changing)} changes what it sees in each step"
+            )
+            return dict(targets)
+        self.wiring.notes.append("the teacher runs ahead of the student by one batch")
+
+        def wanted(name: str, step: int) -> bool:
+            return any(m.needs_teacher and m.weight_at(step / self.total_steps) for m in methods)
+
+        self.loader = ahead = Ahead(self.loader, targets, wanted, self._world.device)
+        return ahead.targets
 
     def train_mode(self) -> None:
         """Put what trains into training mode; frozen modules keep their statistics."""
