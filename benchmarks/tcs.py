@@ -1,12 +1,13 @@
 """Time per step and peak memory of TCS beside training alone, online distillation and CRD.
 
-    python benchmarks/tcs.py [--steps 30] [--batch 64] [--images 1000] [--device cpu]
+    python benchmarks/tcs.py [--steps 30] [--batch 64] [--images 1000] [--precision bf16] [--device cpu]
+        [--teacher kd:resnet32x4 --student kd:resnet8x4]
 
-All train kd:resnet20 on the same random 32 x 32 images with 100 classes; the teacher kd:resnet56 costs about three
-times as much. Speed does not depend on what is learnt. The stages take turns step by step in one process; quoted are
-medians of paired ratios to the student alone. TCS's one pass of the teacher over the images is quoted apart: it is
-paid once for all epochs, arms and seeds. Peak memory is that of a block of steps of one stage, after its pass of the
-teacher, each in a process of its own; on a CPU it is the process's resident set, with some 300 MB of torch in it.
+All train one student (kd:resnet20) on the same random 32 x 32 images with 100 classes; the teacher (kd:resnet56) costs
+about three times as much. Speed does not depend on what is learnt. The stages take turns step by step in one process;
+quoted are medians of paired ratios to the student alone. TCS's one pass of the teacher over the images is quoted apart:
+it is paid once for all epochs, arms and seeds. Peak memory is that of a block of steps of one stage, after its pass of
+the teacher, each in a process of its own; on a CPU it is the process's resident set, with some 300 MB of torch in it.
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ def network(name: str) -> Model:
     )
 
 
-def context(count: int, batch: int, device: str, cache: str) -> Context:
+def context(given: argparse.Namespace, cache: str) -> Context:
     """Return a run's surroundings over random images."""
+    count, device = given.images, given.device
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count + 8, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.arange(count + 8) % CLASSES
@@ -79,17 +81,20 @@ def context(count: int, batch: int, device: str, cache: str) -> Context:
     experiment = Experiment(
         name="tcs",
         data=ExperimentData(source, validation=None),
-        student=lambda: network("kd:resnet20"),
+        student=lambda: network(given.student),
         teacher=None,
         arms={},
         settings=Settings(
-            batch_size=batch, device=device, precision="float32", channels_last=False, cache=cache
+            batch_size=given.batch,
+            device=device,
+            precision=given.precision,
+            channels_last=given.precision == "bf16",
+            cache=cache,
         ),
     )
     world = join_world(device)
-    return Context(
-        experiment, make_splits(experiment), world, precision=Precision("float32", False, device)
-    )
+    precision = Precision(given.precision, given.precision == "bf16", device)
+    return Context(experiment, make_splits(experiment), world, precision=precision)
 
 
 def steps(run: StageRun, count: int) -> Iterator[float]:
@@ -101,7 +106,8 @@ def steps(run: StageRun, count: int) -> Iterator[float]:
         begun = time.perf_counter()
         (batch,) = next(parts)
         run.optimizer.zero_grad(set_to_none=True)
-        loss, _ = run.ddp(batch, 0.1, None)
+        with run.precision.context():
+            loss, _ = run.ddp(batch, 0.1, None)
         loss.backward()
         run.optimizer.step()
         run.module.after_step()
@@ -116,7 +122,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--teacher", default="kd:resnet56")
+    parser.add_argument("--student", default="kd:resnet20")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measure(given, Path(folder))
@@ -138,11 +147,11 @@ def stage_run(shared: Context, teacher: Model | None, used: list[Method], count:
 def peak(name: str, given: argparse.Namespace) -> int:
     """Return the peak of memory in bytes over steps of one stage; a teacher that is done with is gone by then."""
     with tempfile.TemporaryDirectory() as folder:
-        shared = context(given.images, given.batch, given.device, folder)
+        shared = context(given, folder)
         used = methods()[name]
         teacher: Model | None = None
         if name != "student alone":
-            teacher = shared.place(network("kd:resnet56"))
+            teacher = shared.place(network(given.teacher))
         run = stage_run(shared, teacher, used, 10)
         del teacher
         gc.collect()
@@ -155,8 +164,8 @@ def peak(name: str, given: argparse.Namespace) -> int:
 
 def measure(given: argparse.Namespace, folder: Path) -> None:
     """Build all stages, let them take turns, and print one line of JSON for each."""
-    shared = context(given.images, given.batch, given.device, str(folder))
-    teacher = shared.place(network("kd:resnet56"))
+    shared = context(given, str(folder))
+    teacher = shared.place(network(given.teacher))
     runs, fits = {}, {}
     for name, used in methods().items():
         begun = time.perf_counter()
@@ -174,7 +183,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
         run.close()
     flops = [
         cost.flops(model.module.to("cpu"), torch.zeros(1, 3, 32, 32))
-        for model in (network("kd:resnet56"), network("kd:resnet20"))
+        for model in (network(given.teacher), network(given.student))
     ]
     print(json.dumps({"teacher_over_student_flops": round(flops[0] / flops[1], 2)}))
     alone = seconds["student alone"]

@@ -85,6 +85,19 @@ def test_padding_is_no_row(make: Callable[..., FeatureRows]) -> None:
     )
 
 
+@pytest.mark.parametrize("make", METHODS)
+def test_tokens_of_a_decoder_that_the_batch_leaves_out_do_not_count(make: Any) -> None:
+    student, teacher = torch.randn(3, 5, 4), torch.randn(3, 5, 6)
+    padding = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    response = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()
+    inputs = {"student": {"attention_mask": padding}, "teacher": {"attention_mask": padding}}
+    method = make(rows="elements")
+    taken = step(method, student, teacher, inputs=inputs)
+    taken.batch.mask = response
+    keep = padding.bool() & response
+    torch.testing.assert_close(method.loss(taken), PLAIN[make](student[keep], teacher[keep]))
+
+
 def test_places_of_maps_are_compared_at_the_smaller_size() -> None:
     student, teacher = torch.randn(2, 4, 3, 5), torch.randn(2, 6, 6, 10)
     method = Procrustes(rows="elements")

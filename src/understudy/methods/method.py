@@ -250,14 +250,22 @@ class Step:
         return share if self.batch.weight is None else share * self.batch.weight.unsqueeze(1)
 
     def token_mask(self, feature: torch.Tensor, role: str = "student") -> torch.Tensor | None:
-        """Return float [B, T], 1 for tokens and 0 for padding, when `feature` [B, T, D] is a padded sequence."""
+        """Return float [B, T], 1 for tokens that count, when `feature` [B, T, D] is a sequence of which some do not.
+
+        Padding does not count, nor what the batch's `mask` [B, T] leaves out, such as the tokens of a prompt.
+        """
+        if feature.dim() != 3:
+            return None
         inputs = self.batch.inputs[role]
-        if feature.dim() != 3 or not isinstance(inputs, Mapping):
+        given = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+        masks = [
+            mask.float()
+            for mask in (given, self.batch.mask)
+            if isinstance(mask, torch.Tensor) and mask.shape == feature.shape[:2]
+        ]
+        if not masks:
             return None
-        mask = inputs.get("attention_mask")
-        if not isinstance(mask, torch.Tensor) or mask.shape != feature.shape[:2]:
-            return None
-        return mask.float()
+        return masks[0] if len(masks) == 1 else masks[0] * masks[1]
 
     def pooled(self, feature: torch.Tensor, role: str = "student") -> torch.Tensor:
         """Return [B, D]: a vector as it is, the mean of a map over its places, of a sequence over its tokens."""
