@@ -39,6 +39,15 @@ def test_numbers_address_list_items_and_names_take_keywords() -> None:
     assert ("arms", "kd", 0, "temperature") in written
 
 
+def test_an_arm_that_is_null_is_left_out() -> None:
+    values = {"arms": {"kd": ["kd"], "7": ["nkd"], "at": ["at"]}}
+    found, written = override(values, ["arms.kd=null", "arms.7=null", "arms.at.0=null"])
+    assert found == {"arms": {"at": [None]}}
+    assert list(written) == [("arms", "at", 0)]
+    # A name that is no arm is not passed over in silence: the recipe is refused for it.
+    assert override(values, ["arms.kdd=null"])[0]["arms"]["kdd"] is None
+
+
 def test_later_overrides_win() -> None:
     assert override({}, ["a=1", "a=2"])[0] == {"a": 2}
 

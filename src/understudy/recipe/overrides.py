@@ -17,7 +17,7 @@ def override(values: Any, overrides: Sequence[str]) -> tuple[Any, dict[Place, st
     Args:
         values: what the recipe's YAML holds; not changed.
         overrides: `a.b=c` each; `c` is read as YAML, a number addresses a list item. A component that was given
-            by its name alone takes keywords: `student.model.width=0.5`.
+            by its name alone takes keywords: `student.model.width=0.5`. An arm that is set to null is left out.
 
     Raises:
         RecipeError: an override has no `=`, no such list item exists, or the way leads through a plain value.
@@ -31,8 +31,13 @@ def override(values: Any, overrides: Sequence[str]) -> tuple[Any, dict[Place, st
             raise RecipeError(
                 f"The override '{text}' is not of the form key=value, such as optimizer.lr=0.1."
             )
+        given = read_value(value)
+        if given is None and keys[0] == "arms" and keys[-1] in _arms(values) and len(keys) == 2:
+            # An arm cannot be null, so this can only mean to leave it out, as in a recipe with a base.
+            del values["arms"][_as_written(keys[1], values["arms"])]
+            continue
         place: Place = ()
-        values, place = _set(values, keys, read_value(value), text, place)
+        values, place = _set(values, keys, given, text, place)
         written[place] = text
     return values, written
 
@@ -64,6 +69,12 @@ def _set(
     key = _as_written(first, holder)
     holder[key], place = _set(holder.get(key), rest, value, text, (*place, key))
     return holder, place
+
+
+def _arms(values: Any) -> set[str]:
+    """Return the names of a recipe's arms."""
+    arms = values.get("arms") if isinstance(values, dict) else None
+    return {str(name) for name in arms} if isinstance(arms, dict) else set()
 
 
 def _as_written(key: str, holder: dict[Any, Any]) -> Any:
