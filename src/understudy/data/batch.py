@@ -25,6 +25,8 @@ class Batch:
         view: int64 [B], which seeded view of the sample this is.
         weight: float [B] sample weights, or None for all ones.
         mask: bool [B, ...] valid elements for models with elements (tokens, pixels), or None.
+        all_labelled: whether every sample is known to have a label. False is always right; it means that `labels` has
+            to be looked at. What takes labels away from a copy of a batch sets it to False.
     """
 
     inputs: Mapping[str, Any]
@@ -33,6 +35,7 @@ class Batch:
     view: torch.Tensor
     weight: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    all_labelled: bool = False
 
     def __len__(self) -> int:
         """Return the number of samples."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -97,6 +96,8 @@ class TrainingLoader:
         self._classes = classes
         self._rank, self._world, self._accumulate = rank, world, accumulate
         self._labelled = split.labelled
+        self._any_labelled = len(self._labelled) > 0
+        self._all_labelled = len(self._labelled) == len(split)
         self._fetcher = fetcher(split, self._encoding.device, workers)
 
     def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
@@ -117,14 +118,14 @@ class TrainingLoader:
         self._fetcher.close()
 
     def _wants(self, step: int) -> Iterator[_Want]:
-        indices, passes = (
-            column.tensor_split(self._world)[self._rank] for column in self.order.batch(step)
-        )
-        for own, number in zip(
-            indices.tensor_split(self._accumulate),
-            passes.tensor_split(self._accumulate),
-            strict=True,
-        ):
+        columns = self.order.batch(step)
+        if self._world > 1:
+            columns = tuple(column.tensor_split(self._world)[self._rank] for column in columns)
+        pieces = [columns]
+        if self._accumulate > 1:
+            cut = (column.tensor_split(self._accumulate) for column in columns)
+            pieces = list(zip(*cut, strict=True))
+        for own, number in pieces:
             view = self._views.number(number)
             partners = self._partners(own, view) if self._views.mixing is not None else None
             yield _Want(own, view, partners)
@@ -140,10 +141,12 @@ class TrainingLoader:
 
     def _batch(self, want: _Want, raw: Raw) -> Batch:
         split, device = self._split, self._encoding.device
-        ids, labels = split.ids[want.own], split.labels[want.own]
+        ids = split.ids.index_select(0, want.own)
+        given: torch.Tensor | None = None
+        if self._any_labelled:
+            given = place(split.labels.index_select(0, want.own), device)
         if isinstance(raw, torch.Tensor):
             raw = place(raw, device)
-        given: torch.Tensor | None = place(labels, device) if len(self._labelled) else None
         if want.partners is None:
             raw = self._views(raw, ids, want.view)
         else:
@@ -154,15 +157,16 @@ class TrainingLoader:
             if given is not None:
                 others = place(split.labels[want.partners], device)
                 given = soft_labels(given, others, share, self._classes)
-        found = {role: lookup(ids, want.view) for role, lookup in self._lookups.items()}
         inputs = self._encoding(raw)
-        for role, columns in found.items():
+        for role, lookup in self._lookups.items():
+            columns = lookup(ids, want.view)
             inputs[role] = {name: place(column, device) for name, column in columns.items()}
         return Batch(
             inputs=inputs,
             labels=given,
             index=place(ids, device),
             view=place(want.view, device),
+            all_labelled=self._all_labelled,
         )
 
 
@@ -222,8 +226,7 @@ class EvaluationLoader:
         self._fetcher.close()
 
 
-@dataclass(frozen=True)
-class _Want:
+class _Want(NamedTuple):
     """The samples of one micro-batch, and with whom they are mixed."""
 
     own: torch.Tensor

@@ -11,7 +11,7 @@ from understudy import seeding
 from understudy.data.source import Split
 from understudy.errors import DataError, UnderstudyError
 
-KEPT_PERMUTATIONS = 4
+KEPT_PASSES = 4
 
 
 class Order(Protocol):
@@ -83,7 +83,7 @@ class SampleOrder:
             self.batch_size = min(batch_size, count)
             full, rest = divmod(count, self.batch_size)
             self.steps_per_epoch = full if drop_last or rest == 0 else full + 1
-        self._permutations: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self._passes: OrderedDict[int, torch.Tensor] = OrderedDict()
 
     @classmethod
     def over(
@@ -155,21 +155,25 @@ class SampleOrder:
         samples, passes = [], []
         while first < last:
             number, place = divmod(first, count)
-            part = self._permutation(number)[place : place + last - first]
-            samples.append(part)
-            passes.append(torch.full((len(part),), number))
-            first += len(part)
-        return self.population[torch.cat(samples)], torch.cat(passes)
+            size = min(last - first, count - place)
+            samples.append(self._pass(number)[place : place + size])
+            passes.append(torch.full((size,), number))
+            first += size
+        if len(samples) == 1:
+            return samples[0], passes[0]
+        return torch.cat(samples), torch.cat(passes)
 
-    def _permutation(self, number: int) -> torch.Tensor:
-        if number in self._permutations:
-            self._permutations.move_to_end(number)
+    def _pass(self, number: int) -> torch.Tensor:
+        """Return the samples in the order of a pass, int64 [N]."""
+        if number in self._passes:
+            self._passes.move_to_end(number)
         else:
             generator = seeding.stream(self._seed, "order", number)
-            self._permutations[number] = torch.randperm(len(self.population), generator=generator)
-            if len(self._permutations) > KEPT_PERMUTATIONS:
-                self._permutations.popitem(last=False)
-        return self._permutations[number]
+            permutation = torch.randperm(len(self.population), generator=generator)
+            self._passes[number] = self.population[permutation]
+            if len(self._passes) > KEPT_PASSES:
+                self._passes.popitem(last=False)
+        return self._passes[number]
 
 
 class InOrder(SampleOrder):

@@ -59,7 +59,8 @@ class TensorSamples:
 
     def fetch(self, positions: torch.Tensor) -> torch.Tensor:
         """Return the samples at `positions` (int64 [B]) as one tensor [B, ...]; plain integers become float32."""
-        rows = self.data[positions]
+        # On rows of images this is many times faster than indexing.
+        rows = self.data.index_select(0, positions)
         if self.kind == "tensor" and not rows.is_floating_point():
             return rows.float()
         return rows

@@ -75,7 +75,7 @@ class Split:
 
     def fetch(self, indices: torch.Tensor) -> Raw:
         """Return the raw samples at `indices` (int64 [B], positions within this split)."""
-        return self.samples.fetch(self.positions[indices])
+        return self.samples.fetch(self.positions.index_select(0, indices))
 
     def subset(self, indices: torch.Tensor) -> Split:
         """Return the part at `indices` (int64, within this split), ids kept."""

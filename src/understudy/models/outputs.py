@@ -70,6 +70,8 @@ class Outputs:
 
 def logits_of(raw: Any) -> torch.Tensor:
     """Find the logits in what a classifier returned: a tensor, `.logits`, `["logits"]` or a tuple's first item."""
+    if isinstance(raw, torch.Tensor):
+        return raw
     found = raw
     if hasattr(raw, "logits"):
         found = raw.logits

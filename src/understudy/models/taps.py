@@ -129,6 +129,8 @@ class Tapped(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, torch.Tensor]]:
         """Return (what the model returns, {tap: tensor}); None in place of the former with a `stop`."""
+        if not self.taps and self.stop is None:
+            return self.module(*args, **kwargs), {}
         captured: dict[tuple[str, str], list[torch.Tensor]] = {}
         self._captured = captured
         try:

@@ -121,6 +121,8 @@ def _autocast_on(values: Iterable[object]) -> str | None:
             return _autocast_on(value)
         if isinstance(value, torch.Tensor):
             kind = value.device.type
-            on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-            return kind if on else None
+            return kind if _knows_autocast(kind) and torch.is_autocast_enabled(kind) else None
     return None
+
+
+_knows_autocast = functools.cache(torch.amp.is_autocast_available)

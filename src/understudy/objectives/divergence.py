@@ -89,8 +89,7 @@ def square(temperature: float | torch.Tensor, like: torch.Tensor) -> float | tor
 
 def kullback_leibler(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     """Return KL(p || q) over the last dimension, in nats; classes with log p = -inf count nothing."""
-    possible = log_p > -torch.inf
-    gap = torch.where(possible, log_p, 0.0) - torch.where(possible, log_q, 0.0)
+    gap = (log_p - log_q).masked_fill(log_p.isneginf(), 0.0)
     return (log_p.exp() * gap).sum(dim=-1)
 
 

@@ -28,14 +28,14 @@ def reduce(loss: torch.Tensor, weight: torch.Tensor | None, reduction: str) -> t
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}, which does not fit losses of shape {tuple(loss.shape)}"
         ) from error
-    weighted = torch.where(weight == 0, torch.zeros_like(loss), loss) * weight
+    weighted = loss.masked_fill(weight == 0, 0.0) * weight
     if reduction == "none":
         return weighted
     total = weighted.sum()
     if reduction == "sum":
         return total
     count = weight.sum()
-    return total / torch.where(count == 0, torch.ones_like(count), count)
+    return total / (count + (count == 0))
 
 
 def in_float(tensor: torch.Tensor) -> torch.Tensor:

@@ -38,5 +38,9 @@ class Classification:
         if batch.labels is None or outputs.logits is None:
             raise TrainingError("The supervised loss needs labels, and this batch has none.")
         return objectives.cross_entropy(
-            outputs.logits, batch.labels, label_smoothing=label_smoothing, weight=batch.weight
+            outputs.logits,
+            batch.labels,
+            label_smoothing=label_smoothing,
+            all_labelled=batch.all_labelled,
+            weight=batch.weight,
         )

@@ -76,28 +76,46 @@ class Optimizer:
             groups.append({"params": without, "weight_decay": 0.0})
         built = cls(groups, **keywords)
         if isinstance(built, torch.optim.SGD):
-            built.register_step_pre_hook(_start_momentum)
+            start = _StartMomentum()
+            built.register_step_pre_hook(start)
+            built.register_load_state_dict_post_hook(start.look_again)
         return built
 
 
-def _start_momentum(optimizer: torch.optim.Optimizer, _args: Any, _keywords: Any) -> None:
-    """Give momentum to parameters whose first gradient comes later than that of others, as a ramp's from 0 does.
+class _StartMomentum:
+    """Gives momentum to parameters whose first gradient comes later than that of others, as a ramp's from 0 does.
 
     The fused SGD wants it of all or of none. From 0 the first step gives what it would give without one, the gradient;
-    not so with dampening, for which the fused form is left.
+    not so with dampening, for which the fused form is left. Once every parameter has its momentum there is nothing to
+    look for: in a model of many small parameters the search would cost as much as the step.
     """
-    for group in optimizer.param_groups:
-        if not group["momentum"] or not group["fused"]:
-            continue
-        states = [(p, optimizer.state[p]) for p in group["params"] if p.grad is not None]
-        missing = [(p, state) for p, state in states if state.get("momentum_buffer") is None]
-        if not 0 < len(missing) < len(states):
-            continue
-        if group["dampening"]:
-            group["fused"] = False
-            continue
-        for parameter, state in missing:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
+
+    def __init__(self) -> None:
+        self._over = False
+
+    def look_again(self, _optimizer: torch.optim.Optimizer) -> None:
+        """Search in the next step: another state was loaded."""
+        self._over = False
+
+    def __call__(self, optimizer: torch.optim.Optimizer, _args: Any, _keywords: Any) -> None:
+        if self._over:
+            return
+        groups = [group for group in optimizer.param_groups if group["momentum"] and group["fused"]]
+        for group in groups:
+            states = [(p, optimizer.state[p]) for p in group["params"] if p.grad is not None]
+            missing = [(p, state) for p, state in states if state.get("momentum_buffer") is None]
+            if not 0 < len(missing) < len(states):
+                continue
+            if group["dampening"]:
+                group["fused"] = False
+                continue
+            for parameter, state in missing:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+        self._over = all(
+            optimizer.state.get(p, {}).get("momentum_buffer") is not None
+            for group in groups
+            for p in group["params"]
+        )
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:

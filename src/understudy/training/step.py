@@ -49,6 +49,8 @@ class TrainingStep(nn.Module):
         run = torch.compile(student) if compile else student
         # In a list, so that the compiled wrapper is not registered as a second student.
         self._run = [run]
+        self.active: tuple[Method, ...] = tuple(methods)
+        self._labels = _labels(methods)
         self._follows = any(type(method).after_step is not Method.after_step for method in methods)
         self._taken: list[Step] = []
 
@@ -62,10 +64,13 @@ class TrainingStep(nn.Module):
             progress: how much of the stage is done, in [0, 1].
             shares: for each method this part's share of the whole batch's valid elements; None for a whole batch.
         """
-        weights = [method.weight_at(progress) for method in self.active]
-        for method, weight in zip(self.active, weights, strict=True):
-            if weight:
-                batch = method.inputs(batch)
+        weighted = [
+            (index, method, weight)
+            for index, method in enumerate(self.active)
+            if (weight := method.weight_at(progress))
+        ]
+        for _, method, _ in weighted:
+            batch = method.inputs(batch)
         step = Step(
             batch,
             task=self._task,
@@ -75,18 +80,12 @@ class TrainingStep(nn.Module):
         )
         total: torch.Tensor | None = None
         terms: dict[str, torch.Tensor] = {}
-        asked = any(
-            weight and method.needs_teacher
-            for weight, method in zip(weights, self.active, strict=True)
-        )
-        if asked and len(self._teachers) == 1:
+        if len(self._teachers) == 1 and any(method.needs_teacher for _, method, _ in weighted):
             # The teacher goes first: the memory that it frees serves the student, whose activations are
             # then still in the caches when the backward pass wants them. The other order costs a tenth
             # of a step on a CPU.
             _ = step.teacher
-        for index, (method, weight) in enumerate(zip(self.active, weights, strict=True)):
-            if weight == 0:
-                continue
+        for index, method, weight in weighted:
             try:
                 given = method.loss(step)
             except (StoreError, TrainingError) as error:
@@ -100,8 +99,8 @@ class TrainingStep(nn.Module):
                     )
                 if shares is not None:
                     term = term * shares[index]
-                label = self._label(index, name)
-                terms[label] = term.detach()
+                label = self._labels[index]
+                terms[f"{label}.{name}" if name else label] = term.detach()
                 scaled = term if weight == 1 else term * weight
                 total = scaled if total is None else total + scaled
         if self._follows and self.training:
@@ -111,13 +110,10 @@ class TrainingStep(nn.Module):
             total = step.student.logits.sum() * 0.0
         return total, terms
 
-    @property
-    def active(self) -> list[Method]:
-        """The methods, typed."""
-        return [method for method in self.methods if isinstance(method, Method)]
-
     def after_step(self) -> None:
         """Let the methods update what follows the student."""
+        if not self._taken:
+            return
         steps, self._taken = self._taken, []
         with torch.no_grad():
             for step in steps:
@@ -131,14 +127,14 @@ class TrainingStep(nn.Module):
     def _student_outputs(self, batch: Batch) -> Outputs:
         return self._task.forward_tapped(self._run[0], batch, "student")
 
-    def _label(self, index: int, term: str) -> str:
-        """Name a term: the method's name, numbered when a stage has the method twice."""
-        methods = self.active
-        name = methods[index].name
-        twins = [position for position, method in enumerate(methods) if method.name == name]
-        if len(twins) > 1:
-            name = f"{name}-{twins.index(index) + 1}"
-        return f"{name}.{term}" if term else name
+
+def _labels(methods: Sequence[Method]) -> list[str]:
+    """Name the methods in logs: by their names, numbered where a stage has a method twice."""
+    names = [method.name for method in methods]
+    return [
+        f"{name}-{names[: index + 1].count(name)}" if names.count(name) > 1 else name
+        for index, name in enumerate(names)
+    ]
 
 
 def shares_of(methods: Sequence[Method], parts: Sequence[Batch]) -> list[torch.Tensor]:

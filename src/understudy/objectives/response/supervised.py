@@ -17,6 +17,7 @@ def cross_entropy(
     labels: torch.Tensor,
     *,
     label_smoothing: float = 0.0,
+    all_labelled: bool = False,
     weight: torch.Tensor | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
@@ -26,6 +27,8 @@ def cross_entropy(
         student: logits [B, C].
         labels: int64 [B] with -1 for "no label", or float [B, C] whose rows sum to 1 (to 0 for "no label").
         label_smoothing: share of the probability mass spread evenly over the classes, in [0, 1).
+        all_labelled: whether every sample is known to have a label, so that none has to be looked for. A label that is
+            missing nevertheless is out of range for PyTorch, which raises an error.
         weight: sample weights [B].
         reduction: "mean" over labelled samples (sum of w * l over sum of w), "sum" or "none" ([B]).
 
@@ -41,9 +44,12 @@ def cross_entropy(
             f"student logits have shape {tuple(student.shape)} and labels {tuple(labels.shape)}; "
             "the logits must be [B, C] and the labels [B], or [B, C] when they are shares"
         )
-    classes, valid = one_class(student, labels)
-    weight = labelled_weight(valid, weight)
+    target = labels
+    if not all_labelled:
+        target, valid = one_class(student, labels)
+        weight = labelled_weight(valid, weight)
     student = blank_invalid(in_float(student), weight)
-    target = labels.to(student.dtype) if labels.is_floating_point() else classes
+    if labels.is_floating_point():
+        target = labels.to(student.dtype)
     loss = F.cross_entropy(student, target, label_smoothing=label_smoothing, reduction="none")
     return reduce(loss, weight, reduction)
