@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from understudy.errors import UnderstudyError
+from understudy.errors import UnderstudyError, called
 from understudy.models.description import ModelDescription, describe
 from understudy.models.outputs import call, logits_of
 from understudy.models.taps import find_module, probe_taps
@@ -49,6 +49,11 @@ class Side:
         self.taps: dict[str, TapShape] = {}
         self.copied: set[str] = set()
 
+    @property
+    def called(self) -> str:
+        """What a sentence calls the model: "student", "teacher", or "teacher 'big'"."""
+        return called(self.role)
+
     def tap(self, name: str) -> TapShape:
         """Ask for a tap; its tensor is in `step.<role>.features[name]` from then on."""
         if name not in self.taps:
@@ -80,7 +85,7 @@ class Side:
             shape = tuple(tensors[name].shape[1:])
             if shape != tap.shape:
                 raise UnderstudyError(
-                    f"The {self.role}'s tap '{name}', which a method was wired to, had the shape {tap.shape} and has "
+                    f"The {self.called}'s tap '{name}', which a method was wired to, had the shape {tap.shape} and has "
                     f"{shape} with {cause}. List the method that changes the student before the one that taps it."
                 )
 
@@ -100,7 +105,7 @@ class Side:
             return f"{self.description.classifier}@input"
         if not self.description.stages:
             raise UnderstudyError(
-                f"The {self.role} has neither a linear classifier nor stages that were found; name the tap."
+                f"The {self.called} has neither a linear classifier nor stages that were found; name the tap."
             )
         return self.description.stages[-1].tap
 

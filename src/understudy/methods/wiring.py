@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from understudy.methods.side import Side, TapShape
 from understudy.methods.surgery import G, H, Placed, Shape, graft_student, replace_head
 from understudy.models.description import StageDescription, pair_stages
 from understudy.models.projectors import Projector
+from understudy.teachers.listening import Hears, Route, heard, name_one
 
 __all__ = ["Side", "TapShape", "Taps", "Wiring"]
 
@@ -26,12 +28,13 @@ class Wiring:
 
     Attributes:
         student: the student's side.
-        teachers: teacher name -> side.
+        teachers: teacher name -> side, of those that the method listens to.
         classes: number of classes.
         train: the stage's training samples, with the labels that may be seen; None outside of a run.
         seed: the seed of the method that is being wired: what it draws, it draws from streams of this seed.
         earlier: method name -> the state that it had at the end of an earlier stage of the same arm.
         notes: sentences for the plan, such as which layers were paired and why.
+        method: the name of the method that is being wired (see `heard_by`).
     """
 
     def __init__(
@@ -47,16 +50,39 @@ class Wiring:
         self.student, self.teachers, self.classes = student, teachers, classes
         self.train, self.earlier = train, dict(earlier or {})
         self.seed = 0
+        self.method = "method"
         self.notes: list[str] = []
         self._claimed: set[nn.Module] = set()
 
+    def heard_by(self, method: str, hears: Hears | None, seed: int) -> Wiring:
+        """Return the wiring as one method sees it: with the teachers that it listens to.
+
+        Args:
+            method: its name.
+            hears: to whom it listens (see `Method.listening_to`).
+            seed: its seed.
+        """
+        view = copy.copy(self)
+        names = heard(hears, list(self.teachers))
+        view.teachers = {name: self.teachers[name] for name in names}
+        view.method, view.seed = method, seed
+        if isinstance(hears, Route):
+            hears.check_classes(self.classes)
+        return view
+
     @property
     def teacher(self) -> Side:
-        """The only teacher's side."""
-        if len(self.teachers) != 1:
+        """The side of the teacher that the method listens to.
+
+        Raises:
+            UnderstudyError: there is none, or it listens to several.
+        """
+        if not self.teachers:
             raise UnderstudyError(
-                f"A method asks for the teacher, but this stage has {len(self.teachers)} teachers."
+                f"Method '{self.method}' asks for the teacher, but this stage has none."
             )
+        if len(self.teachers) > 1:
+            raise UnderstudyError(name_one(self.method, list(self.teachers)))
         return next(iter(self.teachers.values()))
 
     def check_classes(self, least: int, *, method: str) -> None:
@@ -193,7 +219,7 @@ class Wiring:
             for side, name in ((self.student, student), (self.teacher, teacher)):
                 if not side.is_signed(name):
                     raise UnderstudyError(
-                        f"What goes into the activation is asked for, but the {side.role}'s tap '{name}' gives no "
+                        f"What goes into the activation is asked for, but the {side.called}'s tap '{name}' gives no "
                         "negative number: it lies behind an activation that is no module of its own. Name a tap "
                         "before it."
                     )

@@ -37,11 +37,11 @@ def live_teacher(
         stop, reason = find_stop(side.module, side.taps, lambda tapped: call(tapped, side.inputs))
         if stop is None:
             notes.append(
-                f"the {side.role} runs to its end, though no method reads its logits: {reason}"
+                f"the {side.called} runs to its end, though no method reads its logits: {reason}"
             )
         else:
             how = ", by leaving the rest out of the compiled graph" if compile else ""
-            notes.append(f"no method reads the {side.role}'s logits: it stops {stop}{how}")
+            notes.append(f"no method reads the {side.called}'s logits: it stops {stop}{how}")
     return LiveTeacher(
         side.module,
         role=side.role,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from understudy.models.splice import inside_grafts
 from understudy.models.surgery import surgery_of
 from understudy.models.taps import Tapped, find_module, unchanged
 from understudy.tasks.classification import Classification
+from understudy.teachers.listening import heard
 from understudy.teachers.live import LiveTeacher
 from understudy.teachers.stored import StoredTeacher
 from understudy.teachers.study import Study
@@ -54,7 +55,7 @@ class StageRun:
     Args:
         stage: what to train with.
         student: the student, on the device already.
-        teacher: the teacher, on the device, or its store; None when no method of the stage needs one.
+        teachers: the teachers that its methods listen to, by name: on the device, or their stores.
         loader: the stage's batches.
         split: the samples that the batches are drawn from.
         example: a small batch by which shapes are measured.
@@ -79,7 +80,7 @@ class StageRun:
         stage: Stage,
         *,
         student: Model,
-        teacher: Model | StoredTeacher | None,
+        teachers: Mapping[str, Model | StoredTeacher],
         loader: Loader,
         split: Split,
         example: Batch,
@@ -108,16 +109,16 @@ class StageRun:
         self._earlier: Earlier = dict(earlier or {})
         height = _height(example, "student")
         sides: dict[str, Side] = {}
-        runs_teacher = any(method.needs_teacher for method in methods)
-        if isinstance(teacher, StoredTeacher):
-            sides[teacher.role] = StoredSide(teacher.role, teacher.model)
-        elif teacher is not None and any(method.uses_teacher for method in methods):
-            sides["teacher"] = Side(
-                "teacher",
+        for name, teacher in teachers.items():
+            if isinstance(teacher, StoredTeacher):
+                sides[name] = StoredSide(name, teacher.model)
+                continue
+            sides[name] = Side(
+                name,
                 teacher.module,
-                example.inputs["teacher"],
+                example.inputs[name],
                 training=False,
-                input_height=_height(example, "teacher"),
+                input_height=_height(example, name),
             )
         self.wiring = Wiring(
             Side(
@@ -133,31 +134,37 @@ class StageRun:
             earlier=self._earlier,
         )
         for number, method in enumerate(methods):
-            self.wiring.seed = seeding.derive(seed, "method", number, method.name)
+            wiring = self.wiring.heard_by(
+                method.name, method.hears, seeding.derive(seed, "method", number, method.name)
+            )
             with seeding.isolated(seed, "wire", number, method.name):
                 method.to(world.device)
-                method.wire(self.wiring)
-                self.wiring.check_owner(method)
+                method.wire(wiring)
+                wiring.check_owner(method)
                 method.to(world.device)
         # After wiring, which may have put grafts or another head into the student.
         self._frozen = _freeze(student.module, stage.freeze if self._trains_student else [""])
         self.averaging = Averaging(stage, student.module)
         self.teachers: dict[str, LiveTeacher | StoredTeacher] = {}
-        if isinstance(teacher, StoredTeacher) and runs_teacher:
-            teacher.taps = tuple(sides[teacher.role].taps)
-            self.teachers[teacher.role] = teacher
-        self.teachers |= {
-            name: live_teacher(
-                side,
-                methods,
-                task=task,
-                precision=precision,
-                compile=compile,
-                notes=self.wiring.notes,
-            )
-            for name, side in sides.items()
-            if runs_teacher and not isinstance(side, StoredSide)
-        }
+        for name, side in sides.items():
+            asking = [
+                method
+                for method in methods
+                if method.needs_teacher and name in heard(method.hears, list(sides))
+            ]
+            teacher = teachers[name]
+            if asking and isinstance(teacher, StoredTeacher):
+                teacher.taps = tuple(side.taps)
+                self.teachers[name] = teacher
+            elif asking:
+                self.teachers[name] = live_teacher(
+                    side,
+                    asking,
+                    task=task,
+                    precision=precision,
+                    compile=compile,
+                    notes=self.wiring.notes,
+                )
         self.tapped = Tapped(student.module, self.wiring.student.taps, self.wiring.student.copied)
         targets = {name: live.targets for name, live in self.teachers.items()}
         self.module = TrainingStep(self.tapped, methods, targets, task, compile=compile)

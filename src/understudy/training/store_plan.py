@@ -57,16 +57,16 @@ class StorePlan:
 
 
 def plan_store(
-    context: Context, teacher: Model | StoredModel | None, uses: Sequence[TeacherUse]
+    context: Context, teacher: Model | StoredModel, uses: Sequence[TeacherUse]
 ) -> StorePlan | None:
     """Reckon what a store costs and saves; None where no stage asks for the teacher.
 
     Args:
         context: the run's data and settings.
-        teacher: its teacher.
+        teacher: one of its teachers.
         uses: the stages of all arms, for one seed, that ask for the teacher.
     """
-    if teacher is None or not uses:
+    if not uses:
         return None
     views = context.views(DATA_SEED)
     samples = len(context.splits.train)
