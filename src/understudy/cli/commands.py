@@ -90,8 +90,8 @@ def label(
 ) -> None:
     """Run the teacher once and fill the store of its outputs.
 
-    RECIPE names the store: teacher.store=PATH (of several, teachers.NAME.store=PATH). Stopped or killed, give the same command to go on; under torchrun
-    the processes share the work.
+    RECIPE names the store: teacher.store=PATH (of several, teachers.NAME.store=PATH). Stopped or killed, give the
+    same command to go on; under torchrun the processes share the work.
     """
     from understudy.cli.storing import label_recipe
 

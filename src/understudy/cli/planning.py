@@ -151,7 +151,7 @@ def _store_lines(name: str, store: StorePlan) -> Iterable[str]:
 def _modules(model: ModelPlan) -> Table:
     stages = {stage.tap for stage in model.description.stages}
     table = _table(
-        f"Taps of the {model.role} ({model.name}); * marks its stages",
+        f"Taps of the {_called(model.role)} ({model.name}); * marks its stages",
         ["path", "module", "input", "output"],
         ["parameters", "calls"],
     )
@@ -204,6 +204,11 @@ def _fit(note: Note) -> str:
         return f"{line}computed once, {size(note.size)} on disk"
     time = "" if note.seconds is None else f"about {duration(note.seconds)}, "
     return f"{line}one pass over {note.samples:,} samples, {time}{size(note.size)} on disk"
+
+
+def _called(role: str) -> str:
+    """Return what a sentence calls a model of the plan, whose role is "teacher.NAME" for one of several teachers."""
+    return called(role.removeprefix(f"{TEACHER}."))
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -47,7 +47,8 @@ def _teacher(run: RunData, teacher: Row, baseline: Row | None) -> list[str]:
     called = "teacher" if teacher.arm == TEACHER else f"teacher '{teacher.arm.partition('.')[2]}'"
     if accuracy is None:
         return [
-            f"The {called}'s classifier was not trained: it has no accuracy, and no student is compared with its answers."
+            f"The {called}'s classifier was not trained: it has no accuracy, and no student is compared with its "
+            "answers."
         ]
     if run.classes and accuracy <= 1 / len(run.classes):
         return [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from understudy.report import formatting
 from understudy.report.curves import last_validation
 from understudy.report.run import BASELINE, TEACHER, RunData
-from understudy.report.statistics import SIGNIFICANCE, Row, Spread, spread
+from understudy.report.statistics import SIGNIFICANCE, Row, Spread, best_teacher, spread
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,8 @@ def notes(run: RunData) -> list[str]:
         )
     several = (
         "Agreement, KL and the geometry compare a student with the teacher that it listened to; where it listened to "
-        "several, with the mean of their probabilities, and the geometry is left out. The baseline is compared with all."
+        "several, with the mean of their probabilities, and the geometry is left out. The baseline is compared with "
+        "all."
     )
     return [
         first,

@@ -88,7 +88,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         """Name an only teacher."""
-        if self.teacher is not None and self.teachers:
+        if self.teacher is not None and set(self.teachers) - {TEACHER}:
             raise TrainingError("An experiment has either a teacher or several by name, not both.")
         if self.teacher is not None:
             self.teachers = {TEACHER: self.teacher}
@@ -102,3 +102,8 @@ class Experiment:
 def arm_of(teacher: str) -> str:
     """Return the name under which a teacher's own training and results are logged: "teacher", or "teacher.NAME"."""
     return TEACHER if teacher == TEACHER else f"{TEACHER}.{teacher}"
+
+
+def place_of(teacher: str) -> str:
+    """Return where a recipe speaks of a teacher: "teacher", or "teachers.NAME"."""
+    return TEACHER if teacher == TEACHER else f"{TEACHER}s.{teacher}"

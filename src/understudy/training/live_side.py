@@ -40,8 +40,11 @@ def live_teacher(
                 f"the {side.called} runs to its end, though no method reads its logits: {reason}"
             )
         else:
+            logits = "the teacher's logits"
+            if side.role != "teacher":
+                logits = f"the logits of the {side.called}"
             how = ", by leaving the rest out of the compiled graph" if compile else ""
-            notes.append(f"no method reads the {side.called}'s logits: it stops {stop}{how}")
+            notes.append(f"no method reads {logits}: it stops {stop}{how}")
     return LiveTeacher(
         side.module,
         role=side.role,

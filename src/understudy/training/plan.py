@@ -187,7 +187,9 @@ def make_plan(experiment: Experiment, path: Path | None = None) -> Plan:
             name: found
             for name, each in teachers.items()
             if (
-                found := plan_store(context, each, [s.uses[name] for s in stages if name in s.uses])
+                found := plan_store(
+                    context, name, each, [s.uses[name] for s in stages if name in s.uses]
+                )
             )
         },
     )

@@ -20,7 +20,7 @@ from understudy.models.model import Model
 from understudy.teachers.stored import StoredModel
 from understudy.training.context import Context, heard_by_any
 from understudy.training.distribution import World, join_world
-from understudy.training.experiment import BASELINE, TEACHER, Experiment, arm_of
+from understudy.training.experiment import BASELINE, Experiment, arm_of
 from understudy.training.member import Member
 from understudy.training.plan import inspect_stages
 from understudy.training.precision import Precision
@@ -192,7 +192,7 @@ class _Run:
             )
             logger.info(
                 "%s: %s, %s parameters, initial weights: %s (%s)",
-                called(role).capitalize() if role in ("student", TEACHER) else called(role),
+                called(role)[0].upper() + called(role)[1:],
                 model.name,
                 f"{model.parameters:,}",
                 model.weights,

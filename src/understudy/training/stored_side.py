@@ -19,7 +19,7 @@ from understudy.methods.wiring import Side, TapShape
 from understudy.models.description import ModelDescription
 from understudy.teachers.store import Store
 from understudy.teachers.stored import StoredModel, StoredTeacher
-from understudy.training.experiment import TEACHER
+from understudy.training.experiment import place_of
 from understudy.training.stage import Stage
 
 FEW = 8
@@ -130,5 +130,5 @@ def refuse_changed_inputs(stage: Stage, name: str, teacher: StoredModel) -> None
         raise PreflightError(
             f"Stage '{stage.name}' uses {', '.join(changing)}, which changes what the teacher sees, so that the "
             f"answers in the store {teacher.store.place} would be those to something else. Run the teacher itself: "
-            f"leave out {'teacher' if name == TEACHER else f'teachers.{name}'}.store."
+            f"leave out {place_of(name)}.store."
         )
