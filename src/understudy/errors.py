@@ -66,3 +66,8 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> UnknownName:
     """Build the error for a `kind` ("method", "tap", ...) that is not called `name`."""
     return UnknownName(f"There is no {kind} called '{name}'. {suggestion(name, valid)}")
+
+
+def called(role: str) -> str:
+    """Return what a sentence calls the model of a role: "student", "teacher", or "teacher 'big'"."""
+    return role if role in ("student", "teacher") else f"teacher '{role}'"

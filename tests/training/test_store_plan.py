@@ -19,7 +19,7 @@ from understudy.training.store_plan import StorePlan
 
 def planned(epochs: int = 6, **options: Any) -> StorePlan | None:
     arms = options.pop("arms", {"kd": [{"methods": ["kd", ["fitnet", 0.1]], "epochs": epochs}]})
-    return make_plan(experiment(arms, preflight="warn", **options)).store
+    return make_plan(experiment(arms, preflight="warn", **options)).stores.get("teacher")
 
 
 def test_sizes_are_those_of_all_views_of_all_samples() -> None:
@@ -67,8 +67,8 @@ def test_a_store_in_use_is_shown(tmp_path: Path) -> None:
     manifest = label(experiment(preflight="warn", **options))
     arms = {"kd": [{"methods": ["kd"], "epochs": 1}]}
     plan = make_plan(experiment(arms, preflight="warn", teacher=None, **options))
-    assert plan.store is not None and plan.store.used
-    assert plan.store.sizes == {"stored": manifest.bytes}
+    assert plan.stores["teacher"].used
+    assert plan.stores["teacher"].sizes == {"stored": manifest.bytes}
     assert [model.weights for model in plan.models if model.role == "teacher"] == [
         f"not loaded: outputs from the store {tmp_path / 's'}"
     ]

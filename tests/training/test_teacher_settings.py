@@ -50,7 +50,7 @@ def test_a_teacher_that_runs_ahead_teaches_the_same(tmp_path: Path) -> None:
         run(experiment(ARMS, ahead=ahead, augment=True), tmp_path / str(ahead))
     expected, found = student(tmp_path / "False", "parts"), student(tmp_path / "True", "parts")
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    assert "the teacher runs ahead of the student by one batch" in notes(ARMS, ahead=True)
+    assert "ahead of the student by one batch: the teacher" in notes(ARMS, ahead=True)
 
 
 def test_a_weight_that_ends_at_zero_goes_on_without_the_teacher(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_what_changes_the_inputs_keeps_the_teacher_in_the_step(
     monkeypatch.setitem(METHODS, "turned", lambda: Turned())
     arms = {"turned": [{"methods": ["turned"], "steps": 3}]}
     said = notes(arms, ahead=True)
-    assert [note for note in said if note.startswith("the teacher does not run ahead: turned")]
+    assert [note for note in said if note.startswith("the teacher cannot run ahead: turned")]
     for ahead in (False, True):
         run(experiment(arms, ahead=ahead), tmp_path / str(ahead))
     expected, found = student(tmp_path / "False", "turned"), student(tmp_path / "True", "turned")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from understudy.models import kd
 from understudy.models.model import Model
 from understudy.models.preprocess import ImagePreprocess
 from understudy.teachers.features import Features
+from understudy.teachers.listening import Route
 from understudy.teachers.statistics import Moments
 from understudy.teachers.store.settings import StoreSettings
 from understudy.training.experiment import Experiment, ExperimentData, ExperimentTeacher
@@ -145,10 +147,12 @@ def experiment(
     teacher_precision: Any = None,
     ahead: bool = False,
     transforms: list[Any] | None = None,
+    teachers: dict[str, dict[str, Any]] | None = None,
     **settings: Any,
 ) -> Experiment:
-    """Return an experiment; each arm is a list of stages, whose methods are names or (name, weight).
+    """Return an experiment; each arm is a list of stages, whose methods are names or (name, weight[, teacher]).
 
+    With `teachers` there are several by name, each with its own `kind`, `mean`, `file`, `epochs` and `store`.
     With `teacher_file` the teacher has those weights and is not trained; with `store` its outputs are stored; with a
     store and `teacher=None` there is no teacher beside.
     """
@@ -163,8 +167,11 @@ def experiment(
                 if isinstance(entry, Method):
                     methods.append(entry)
                     continue
-                name, weight = (entry, 1.0) if isinstance(entry, str) else entry
-                methods.append(METHODS[name]().weighted(weight))
+                name, weight, hears = (
+                    (entry, 1.0, None) if isinstance(entry, str) else (*entry, None)[:3]
+                )
+                hears = Route(**hears) if isinstance(hears, dict) and "by" in hears else hears
+                methods.append(METHODS[name]().weighted(weight).listening_to(hears))
             rest = {key: value for key, value in keywords.items() if key != "methods"}
             rest.setdefault("epochs", None if "steps" in rest else 3)
             rest["optimizer"] = Optimizer("sgd", lr=rest.pop("lr", 0.05), momentum=0.9)
@@ -179,7 +186,26 @@ def experiment(
             made.module.load_state_dict(load_file(teacher_file))
         return made
 
+    def build_named(kind: str, mean: float, file: str | None) -> Model:
+        made = model(kind, 0.5)
+        made.preprocess = ImagePreprocess([mean], [0.2])
+        if file is not None:
+            made.module.load_state_dict(load_file(file))
+        return made
+
+    several = {}
+    for name, given in (teachers or {}).items():
+        kind, mean, file = given.get("kind", "resnet14"), given.get("mean", 0.25), given.get("file")
+        train = stages([{"methods": ["supervised"], "epochs": given.get("epochs", teacher_epochs)}])
+        several[name] = ExperimentTeacher(
+            partial(build_named, kind, mean, file),
+            [] if file is not None else train,
+            labels=given.get("labels"),
+            store=StoreSettings(**given["store"]) if "store" in given else None,
+        )
     given_teacher = None
+    if several:
+        teacher = store = None
     if teacher is not None or store is not None:
         train = stages([{"methods": ["supervised"], "epochs": teacher_epochs}])
         given_teacher = ExperimentTeacher(
@@ -201,6 +227,7 @@ def experiment(
         ),
         student=lambda: model(student),
         teacher=given_teacher,
+        teachers=several,
         arms={name: (lambda given=given: stages(given)) for name, given in arms.items()},  # type: ignore[misc]
         settings=Settings(**settings),
         recipe={"toy": True},

@@ -82,15 +82,20 @@ def run(recipe: str, overrides: tuple[str, ...], directory: Path | None) -> None
     metavar="N/OF",
     help="Label only the N-th part, for machines without a common disk; `store merge` joins them.",
 )
-def label(recipe: str, overrides: tuple[str, ...], repair: bool, part: str) -> None:
+@click.option(
+    "--teacher", metavar="NAME", help="Which teacher, where several have a store: teachers.NAME."
+)
+def label(
+    recipe: str, overrides: tuple[str, ...], repair: bool, part: str, teacher: str | None
+) -> None:
     """Run the teacher once and fill the store of its outputs.
 
-    RECIPE names the store: teacher.store=PATH. Stopped or killed, give the same command to go on; under torchrun
-    the processes share the work.
+    RECIPE names the store: teacher.store=PATH (of several, teachers.NAME.store=PATH). Stopped or killed, give the
+    same command to go on; under torchrun the processes share the work.
     """
     from understudy.cli.storing import label_recipe
 
-    label_recipe(recipe, overrides, repair=repair, part=part)
+    label_recipe(recipe, overrides, repair=repair, part=part, teacher=teacher)
 
 
 @cli.group()
@@ -113,11 +118,16 @@ def info(place: str, check: bool) -> None:
 @_OVERRIDES
 @click.option("--samples", default=256, help="How many views of samples to look at.")
 @click.option("--seed", default=0, help="Which ones.")
-def verify(recipe: str, overrides: tuple[str, ...], samples: int, seed: int) -> None:
+@click.option(
+    "--teacher", metavar="NAME", help="Which teacher, where several have a store: teachers.NAME."
+)
+def verify(
+    recipe: str, overrides: tuple[str, ...], samples: int, seed: int, teacher: str | None
+) -> None:
     """Run the teacher of RECIPE on random samples and compare with its store."""
     from understudy.cli.storing import verify_store
 
-    if not verify_store(recipe, overrides, samples=samples, seed=seed):
+    if not verify_store(recipe, overrides, samples=samples, seed=seed, teacher=teacher):
         sys.exit(1)
 
 

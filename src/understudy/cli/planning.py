@@ -10,7 +10,9 @@ import click
 
 from understudy.cli.outcome import speaks
 from understudy.cli.running import RUNS, allow_own_modules
+from understudy.errors import called
 from understudy.report.formatting import NOTHING, count, duration, size
+from understudy.report.run import TEACHER
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +63,7 @@ def show_plan(console: Console, plan: Plan, *, modules: bool) -> None:
         console.print(_stages(plan.stages))
     for stage in plan.stages:
         taps = [
-            f"  {role} tap {tap.name}: {_shape(tap.shape)}"
+            f"  {called(role)} tap {tap.name}: {_shape(tap.shape)}"
             for role, wanted in stage.taps.items()
             for tap in wanted
         ]
@@ -69,8 +71,8 @@ def show_plan(console: Console, plan: Plan, *, modules: bool) -> None:
         fits = [f"  {_fit(note)}" for note in stage.fits]
         if taps or notes or fits:
             _lines(console, [f"{stage.arm} / {stage.stage}", *taps, *notes, *fits, ""])
-    if plan.store is not None:
-        _lines(console, list(_store_lines(plan.store)))
+    for name, store in plan.stores.items():
+        _lines(console, list(_store_lines(name, store)))
     if modules:
         for model in plan.models:
             console.print(_modules(model))
@@ -137,10 +139,11 @@ def _stages(stages: Sequence[StagePlan]) -> Table:
     return table
 
 
-def _store_lines(store: StorePlan) -> Iterable[str]:
-    """Say what a store of teacher outputs costs and saves."""
+def _store_lines(name: str, store: StorePlan) -> Iterable[str]:
+    """Say what a store of a teacher's outputs costs and saves."""
     sizes = ", ".join(f"{size(each)} {form}" for form, each in store.sizes.items())
-    yield f"Store of teacher outputs: {store.samples} samples, {store.views} views of each: {sizes}"
+    whose = "teacher outputs" if name == TEACHER else f"the outputs of teacher '{name}'"
+    yield f"Store of {whose}: {store.samples} samples, {store.views} views of each: {sizes}"
     yield f"  {store.sentence}"
     yield ""
 
@@ -148,7 +151,7 @@ def _store_lines(store: StorePlan) -> Iterable[str]:
 def _modules(model: ModelPlan) -> Table:
     stages = {stage.tap for stage in model.description.stages}
     table = _table(
-        f"Taps of the {model.role} ({model.name}); * marks its stages",
+        f"Taps of the {_called(model.role)} ({model.name}); * marks its stages",
         ["path", "module", "input", "output"],
         ["parameters", "calls"],
     )
@@ -201,6 +204,11 @@ def _fit(note: Note) -> str:
         return f"{line}computed once, {size(note.size)} on disk"
     time = "" if note.seconds is None else f"about {duration(note.seconds)}, "
     return f"{line}one pass over {note.samples:,} samples, {time}{size(note.size)} on disk"
+
+
+def _called(role: str) -> str:
+    """Return what a sentence calls a model of the plan, whose role is "teacher.NAME" for one of several teachers."""
+    return called(role.removeprefix(f"{TEACHER}."))
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

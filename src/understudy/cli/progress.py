@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from understudy.report.run import role_of
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -96,7 +98,7 @@ class Progress:
         """Take one line of metrics into account."""
         if line["event"] == "run":
             self._bars.update(self._members, total=len(line["arms"]) * len(line["seeds"]))
-        elif line["event"] == "result" and line["arm"] != "teacher":
+        elif line["event"] == "result" and role_of(line["arm"]) != "teacher":
             self._bars.advance(self._members)
         elif line["event"] == "step":
             speed = line.get("samples_per_second")

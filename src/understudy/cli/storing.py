@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from understudy.teachers.store.manifest import Manifest
 
 
-def label_recipe(name: str, overrides: Sequence[str], *, repair: bool, part: str) -> None:
+def label_recipe(
+    name: str, overrides: Sequence[str], *, repair: bool, part: str, teacher: str | None
+) -> None:
     """Fill the store of a recipe.
 
     Args:
@@ -26,22 +28,25 @@ def label_recipe(name: str, overrides: Sequence[str], *, repair: bool, part: str
         overrides: changes of it.
         repair: whether to make damaged shards again.
         part: "N/OF".
+        teacher: the name of the teacher where several have a store.
     """
     allow_own_modules()
     from understudy.recipe.loading import load
-    from understudy.training.labelling import label
+    from understudy.training.labelling import label, stored_teacher
 
     found = re.fullmatch(r"(\d+)/(\d+)", part)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise StoreError(f"--part is '{part}'; it is written N/OF, such as 2/4.")
     recipe = load(name, overrides)
+    experiment = recipe.build(RUNS / recipe.name)
     with log_shown():
         manifest = label(
-            recipe.build(RUNS / recipe.name), repair=repair, part=(int(found[1]), int(found[2]))
+            experiment, repair=repair, part=(int(found[1]), int(found[2])), teacher=teacher
         )
     if speaks() and manifest.complete:
-        assert recipe.teacher is not None and recipe.teacher.store is not None
-        click.echo(f"{recipe.teacher.store.path} holds {size(manifest.bytes)}.")
+        store = experiment.teachers[stored_teacher(experiment, teacher)].store
+        assert store is not None
+        click.echo(f"{store.path} holds {size(manifest.bytes)}.")
         click.echo(f"To train from it: {' '.join(['understudy run', name, *overrides])}")
 
 
@@ -94,14 +99,16 @@ def _deviation(deviation: Deviation) -> str:
     )
 
 
-def verify_store(name: str, overrides: Sequence[str], *, samples: int, seed: int) -> bool:
+def verify_store(
+    name: str, overrides: Sequence[str], *, samples: int, seed: int, teacher: str | None
+) -> bool:
     """Print how far a store is from its teacher on random samples; return whether that is within what is declared."""
     allow_own_modules()
     from understudy.recipe.loading import load
     from understudy.training.store_check import verify
 
     recipe = load(name, overrides)
-    checks = verify(recipe.build(RUNS / recipe.name), samples=samples, seed=seed)
+    checks = verify(recipe.build(RUNS / recipe.name), samples=samples, seed=seed, teacher=teacher)
     for check in checks:
         click.echo(
             f"{check.column}: differs by up to {check.found.maximum:.3g} (declared {check.declared.maximum:.3g}, "

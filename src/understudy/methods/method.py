@@ -18,6 +18,7 @@ from understudy.methods.wiring import Wiring
 from understudy.models.outputs import Outputs
 from understudy.registry import Registry
 from understudy.tasks.classification import Classification
+from understudy.teachers.listening import Combined, Hears, check_hears
 from understudy.teachers.study import Study
 
 Family = Literal[
@@ -65,8 +66,8 @@ class Method(nn.Module):
     needs_labels: bool = False
     """Whether samples without a label are of no use to the method. A constructor may set it for its instance."""
     needs_teacher: bool = True
-    """Whether `loss` asks for a teacher. An only teacher then runs before the student, unless the weight is 0. A
-    constructor may set it for its instance."""
+    """Whether `loss` asks for a teacher. Those that it listens to then run before the student, unless the weight is 0.
+    A constructor may set it for its instance."""
     reads_logits: ClassVar[bool] = True
     """Whether `loss` or `fit` reads the teacher's logits, where the method uses a teacher. Where no method of a stage
     does, the teacher stops at the last tap; where none of a run does, it is not refused for a classifier that was never
@@ -79,6 +80,8 @@ class Method(nn.Module):
     """What the method compares; the documentation is sorted by it."""
 
     weight: float | Ramp
+    hears: Hears | None
+    """To which of several teachers it listens (see `listening_to`); None for the only one, or the average of all."""
 
     def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
         """Enter the class into the registry under `name`."""
@@ -91,11 +94,40 @@ class Method(nn.Module):
         """Start with weight 1."""
         super().__init__()
         self.weight = 1.0
+        self.hears = None
 
     def weighted(self, weight: float | Ramp) -> Self:
         """Set the factor of this method's loss in the stage's sum, and return the method."""
         self.weight = weight
         return self
+
+    def listening_to(self, teacher: Hears | None) -> Self:
+        """Set to which of several teachers this method listens, and return the method.
+
+        What it is wired and fitted to, and what `step.teacher` gives, is then that teacher's. Logits, but nothing else,
+        can also come from several at once.
+
+        Args:
+            teacher: a name; the names of those whose probabilities are averaged, or name -> weight in the average; a
+                `Route`, which chooses one for each sample; None for the only teacher, or the average of all.
+
+        Raises:
+            UnderstudyError: an average of nobody, or with weights that are not greater than 0.
+        """
+        if teacher is not None:
+            check_hears(teacher)
+        self.hears = teacher
+        return self
+
+    @property
+    def averaging_temperature(self) -> float:
+        """The temperature at which the probabilities of several teachers are averaged for this method.
+
+        softmax(logits / T) of what it is given is then the mean of the teachers' softmax(z / T). It is the method's
+        `temperature` where it has one, since the logits are divided by it, and 1 otherwise.
+        """
+        found = getattr(self, "temperature", 1.0)
+        return float(found) if isinstance(found, int | float) else 1.0
 
     def weight_at(self, progress: float) -> float:
         """Return the weight at `progress` in [0, 1]."""
@@ -169,6 +201,7 @@ class Step:
         task: what a batch means.
         progress: how much of the stage is done, in [0, 1].
         teachers: name -> that teacher's outputs for the batch.
+        method: the method that this step was made for (see `heard_by`); None for the step of a stage.
     """
 
     def __init__(
@@ -185,23 +218,55 @@ class Step:
         self.task = task
         self.progress = progress
         self.teachers: Mapping[str, Outputs] = _Lazy(batch, teachers)
+        self.method: Method | None = None
         self._student = student
+        self._heard: dict[Method, Step] = {}
+
+    def heard_by(self, method: Method) -> Step:
+        """Return the step as a method sees it: `teacher` is what the method listens to. The same one every time.
+
+        With one teacher that is the step itself.
+        """
+        if method.hears is None and len(self.teachers) < 2:
+            return self
+        if method not in self._heard:
+            view = Step(
+                self.batch,
+                task=self.task,
+                student=lambda _: self.student,
+                teachers={},
+                progress=self.progress,
+            )
+            view.teachers, view.method = self.teachers, method
+            self._heard[method] = view
+        return self._heard[method]
 
     @cached_property
     def student(self) -> Outputs:
         """The student's outputs for the batch."""
         return self._student(self.batch)
 
-    @property
+    @cached_property
     def teacher(self) -> Outputs:
-        """The only teacher's outputs."""
-        if len(self.teachers) == 1:
+        """The outputs of the teacher that the method listens to: of the only one where nothing else is said."""
+        hears = None if self.method is None else self.method.hears
+        if isinstance(hears, str):
+            return self.teachers[hears]
+        if hears is None and len(self.teachers) == 1:
             return self.teachers[next(iter(self.teachers))]
         if not self.teachers:
             raise UnderstudyError("A method asks for the teacher, but this stage has none.")
-        raise UnderstudyError(
-            f"This stage has the teachers {', '.join(self.teachers)}; a method that asks for "
-            "`step.teacher` cannot tell which. Use `step.teachers[name]`."
+        if self.method is None:
+            raise UnderstudyError(
+                f"This stage has the teachers {', '.join(self.teachers)}, and this step belongs to no method that says "
+                "to which it listens. Use `step.teachers[name]`, or `step.heard_by(method).teacher`."
+            )
+        return Combined(
+            hears,
+            self.teachers,
+            self.batch,
+            temperature=self.method.averaging_temperature,
+            method=self.method.name,
         )
 
     @property
@@ -220,7 +285,7 @@ class Step:
         return self.batch.labels
 
     def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the student's and the only teacher's logits, [B, C] each."""
+        """Return the logits [B, C] of the student, and of the teacher that the method listens to."""
         pair = []
         for role, outputs in (("student", self.student), ("teacher", self.teacher)):
             if outputs.logits is None:
@@ -229,7 +294,7 @@ class Step:
         return pair[0], pair[1]
 
     def features(self, student_tap: str, teacher_tap: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the student's and the only teacher's feature at two taps."""
+        """Return the feature of the student, and of the teacher that the method listens to, at two taps."""
         return self.student.features[student_tap], self.teacher.features[teacher_tap]
 
     def weight_of(self, feature: torch.Tensor, role: str = "student") -> torch.Tensor | None:
@@ -237,7 +302,7 @@ class Step:
 
         Args:
             feature: [B, ...].
-            role: whose feature it is: "student" or a teacher's name.
+            role: whose feature it is: "student", a teacher's name, or "teacher" for the one that the method listens to.
 
         Returns:
             [B, T] for a token sequence [B, T, D] whose padding the model's attention mask marks: each sample's weight,
@@ -256,7 +321,7 @@ class Step:
         """
         if feature.dim() != 3:
             return None
-        inputs = self.batch.inputs[role]
+        inputs = self.batch.inputs[self._role(role)]
         given = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
         masks = [
             mask.float()
@@ -266,6 +331,15 @@ class Step:
         if not masks:
             return None
         return masks[0] if len(masks) == 1 else masks[0] * masks[1]
+
+    def _role(self, role: str) -> str:
+        """Return under which name the batch holds a role's inputs."""
+        if role != "teacher":
+            return role
+        hears = None if self.method is None else self.method.hears
+        if hears is None and len(self.teachers) == 1:
+            return next(iter(self.teachers))
+        return hears if isinstance(hears, str) else role
 
     def pooled(self, feature: torch.Tensor, role: str = "student") -> torch.Tensor:
         """Return [B, D]: a vector as it is, the mean of a map over its places, of a sequence over its tokens."""

@@ -151,18 +151,18 @@ def _attention(side: Side, path: str) -> _Attention:
     found = [name for name, module in modules.items() if _names(module) is not None]
     if any("rotary" in type(module).__name__.lower() for module in modules.values()):
         raise UnderstudyError(
-            f"The {side.role} turns queries and keys by position (rotary embedding), after the projections that "
+            f"The {side.called} turns queries and keys by position (rotary embedding), after the projections that "
             "method 'minilm' reads."
         )
     if path == "auto" and not found:
         wanted = "; ".join(", ".join(names) for names in PROJECTIONS)
         raise UnderstudyError(
-            f"The {side.role} has no self-attention module with projections of its own to queries, keys and values "
+            f"The {side.called} has no self-attention module with projections of its own to queries, keys and values "
             f"(looked for {wanted}), so that method 'minilm' cannot read them."
         )
     if path != "auto" and path not in found:
         raise UnderstudyError(
-            f"The {side.role}'s '{path}' is no self-attention module with projections to queries, keys and values. "
+            f"The {side.called}'s '{path}' is no self-attention module with projections to queries, keys and values. "
             f"{suggestion(path, found)}"
         )
     name = found[-1] if path == "auto" else path
@@ -172,7 +172,7 @@ def _attention(side: Side, path: str) -> _Attention:
     )
     if heads is None:
         raise UnderstudyError(
-            f"The {side.role}'s '{name}' does not say how many heads it has (looked for {', '.join(HEADS)})."
+            f"The {side.called}'s '{name}' does not say how many heads it has (looked for {', '.join(HEADS)})."
         )
     taps = tuple(f"{name}.{projection}" for projection in _names(module) or ())
     return _Attention(name, taps, heads, bool(getattr(module, "is_causal", False)))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,113 +11,16 @@ from torch import nn
 
 from understudy.data.source import Split
 from understudy.errors import UnderstudyError
+from understudy.methods.side import Side, TapShape
 from understudy.methods.surgery import G, H, Placed, Shape, graft_student, replace_head
-from understudy.models.description import (
-    ModelDescription,
-    StageDescription,
-    describe,
-    pair_stages,
-)
-from understudy.models.outputs import call, logits_of
+from understudy.models.description import StageDescription, pair_stages
 from understudy.models.projectors import Projector
-from understudy.models.taps import find_module, probe_taps
+from understudy.teachers.listening import Hears, Route, heard, name_one
+
+__all__ = ["Side", "TapShape", "Taps", "Wiring"]
 
 Taps = Literal["auto"] | Sequence[str]
 """Where a method reads features: module paths, or "auto"."""
-
-
-@dataclass(frozen=True)
-class TapShape:
-    """A tap that was asked for, and the shape of what it gives, without the batch."""
-
-    name: str
-    shape: tuple[int, ...]
-
-    @property
-    def width(self) -> int:
-        """Channels of a map (C, H, W), else the last dimension."""
-        return self.shape[0] if len(self.shape) == 3 else self.shape[-1]
-
-
-class Side:
-    """One model as the wiring sees it: an example batch through it tells every shape.
-
-    Args:
-        role: "student", or a teacher's name.
-        module: the model.
-        inputs: example inputs for its forward.
-        training: whether it runs in training mode in the stage.
-        input_height: height of the input image, where there is one.
-    """
-
-    def __init__(
-        self, role: str, module: nn.Module, inputs: Any, *, training: bool, input_height: int | None
-    ) -> None:
-        """Keep the model; nothing is run yet."""
-        self.role, self.module, self.inputs = role, module, inputs
-        self.training, self.input_height = training, input_height
-        self.taps: dict[str, TapShape] = {}
-        self.copied: set[str] = set()
-
-    def tap(self, name: str) -> TapShape:
-        """Ask for a tap; its tensor is in `step.<role>.features[name]` from then on."""
-        if name not in self.taps:
-            find_module(self.module, name.partition("#")[0].partition("@")[0])
-            tensors, copied = self._probe([name])
-            self.taps[name] = TapShape(name, tuple(tensors[name].shape[1:]))
-            self.copied |= copied
-        return self.taps[name]
-
-    def shape_at(self, name: str) -> tuple[int, ...]:
-        """Return the shape at a tap, without the batch, and do not ask for it."""
-        return tuple(self._probe([name])[0][name].shape[1:])
-
-    def is_signed(self, name: str) -> bool:
-        """Tell whether a tap gives negative numbers too on the example, as what goes into an activation does."""
-        return bool((self._probe([name])[0][name] < 0).any())
-
-    def refresh(self, cause: str) -> None:
-        """Look at the model again, which was changed by `cause`.
-
-        Raises:
-            UnderstudyError: a tap that was asked for has another shape now.
-        """
-        self.__dict__.pop("description", None)
-        if not self.taps:
-            return
-        tensors, self.copied = self._probe(self.taps)
-        for name, tap in self.taps.items():
-            shape = tuple(tensors[name].shape[1:])
-            if shape != tap.shape:
-                raise UnderstudyError(
-                    f"The {self.role}'s tap '{name}', which a method was wired to, had the shape {tap.shape} and has "
-                    f"{shape} with {cause}. List the method that changes the student before the one that taps it."
-                )
-
-    @cached_property
-    def description(self) -> ModelDescription:
-        """The model's stages and classifier."""
-
-        def run(module: nn.Module) -> torch.Tensor:
-            return logits_of(call(module, self.inputs))
-
-        return describe(self.module, run, input_height=self.input_height)
-
-    @property
-    def embedding(self) -> str:
-        """The tap of what goes into the classifier; without a linear classifier the last stage."""
-        if self.description.classifier is not None:
-            return f"{self.description.classifier}@input"
-        if not self.description.stages:
-            raise UnderstudyError(
-                f"The {self.role} has neither a linear classifier nor stages that were found; name the tap."
-            )
-        return self.description.stages[-1].tap
-
-    def _probe(self, names: Iterable[str]) -> tuple[dict[str, torch.Tensor], set[str]]:
-        return probe_taps(
-            self.module, names, lambda tapped: call(tapped, self.inputs), training=self.training
-        )
 
 
 class Wiring:
@@ -126,12 +28,13 @@ class Wiring:
 
     Attributes:
         student: the student's side.
-        teachers: teacher name -> side.
+        teachers: teacher name -> side, of those that the method listens to.
         classes: number of classes.
         train: the stage's training samples, with the labels that may be seen; None outside of a run.
         seed: the seed of the method that is being wired: what it draws, it draws from streams of this seed.
         earlier: method name -> the state that it had at the end of an earlier stage of the same arm.
         notes: sentences for the plan, such as which layers were paired and why.
+        method: the name of the method that is being wired (see `heard_by`).
     """
 
     def __init__(
@@ -147,16 +50,39 @@ class Wiring:
         self.student, self.teachers, self.classes = student, teachers, classes
         self.train, self.earlier = train, dict(earlier or {})
         self.seed = 0
+        self.method = "method"
         self.notes: list[str] = []
         self._claimed: set[nn.Module] = set()
 
+    def heard_by(self, method: str, hears: Hears | None, seed: int) -> Wiring:
+        """Return the wiring as one method sees it: with the teachers that it listens to.
+
+        Args:
+            method: its name.
+            hears: to whom it listens (see `Method.listening_to`).
+            seed: its seed.
+        """
+        view = copy.copy(self)
+        names = heard(hears, list(self.teachers))
+        view.teachers = {name: self.teachers[name] for name in names}
+        view.method, view.seed = method, seed
+        if isinstance(hears, Route):
+            hears.check_classes(self.classes)
+        return view
+
     @property
     def teacher(self) -> Side:
-        """The only teacher's side."""
-        if len(self.teachers) != 1:
+        """The side of the teacher that the method listens to.
+
+        Raises:
+            UnderstudyError: there is none, or it listens to several.
+        """
+        if not self.teachers:
             raise UnderstudyError(
-                f"A method asks for the teacher, but this stage has {len(self.teachers)} teachers."
+                f"Method '{self.method}' asks for the teacher, but this stage has none."
             )
+        if len(self.teachers) > 1:
+            raise UnderstudyError(name_one(self.method, list(self.teachers)))
         return next(iter(self.teachers.values()))
 
     def check_classes(self, least: int, *, method: str) -> None:
@@ -293,7 +219,7 @@ class Wiring:
             for side, name in ((self.student, student), (self.teacher, teacher)):
                 if not side.is_signed(name):
                     raise UnderstudyError(
-                        f"What goes into the activation is asked for, but the {side.role}'s tap '{name}' gives no "
+                        f"What goes into the activation is asked for, but the {side.called}'s tap '{name}' gives no "
                         "negative number: it lies behind an activation that is no module of its own. Name a tap "
                         "before it."
                     )

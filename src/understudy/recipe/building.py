@@ -20,9 +20,15 @@ from understudy.models.model import Model
 from understudy.models.normalisation import Statistics, channel_statistics
 from understudy.recipe.components import Component
 from understudy.recipe.kinds import METHOD, SOURCE, TRANSFORM
-from understudy.recipe.problems import dotted
-from understudy.recipe.sections import Arm, StageDefaults, read_stage
-from understudy.training.experiment import BASELINE, Experiment, ExperimentData, ExperimentTeacher
+from understudy.recipe.problems import Place, dotted
+from understudy.recipe.sections import Arm, StageDefaults, TeacherSection, read_stage
+from understudy.training.experiment import (
+    BASELINE,
+    TEACHER,
+    Experiment,
+    ExperimentData,
+    ExperimentTeacher,
+)
 from understudy.training.splits import make_splits
 from understudy.training.stage import Stage
 
@@ -53,18 +59,12 @@ def build(recipe: Recipe, directory: Path) -> Experiment:
         views=section.views,
     )
     makers = ModelMaker(data.source, lambda: make_splits(experiment).train)
-    teacher = None
-    if recipe.teacher is not None:
-        train = recipe.teacher.train
-        model = recipe.teacher.model
-        teacher = ExperimentTeacher(
-            build=None if model is None else _teacher(makers, model, trained=train is not None),
-            stages=train.build() if train is not None else (),
-            labels=recipe.teacher.labels,
-            store=recipe.teacher.store,
-            precision=recipe.teacher.precision,
-            ahead=recipe.teacher.ahead,
+    teachers = {
+        name: _teacher(
+            makers, section, ("teacher",) if recipe.teachers is None else ("teachers", name)
         )
+        for name, section in recipe.named_teachers.items()
+    }
     arms: dict[str, Callable[[], list[Stage]]] = {}
     if recipe.baseline:
         arms[BASELINE] = lambda: baseline(recipe, experiment).build()
@@ -74,7 +74,8 @@ def build(recipe: Recipe, directory: Path) -> Experiment:
         name=directory.name,
         data=data,
         student=lambda: makers.make(recipe.student.model, "student.model"),
-        teacher=teacher,
+        teacher=teachers.get(TEACHER) if recipe.teachers is None else None,
+        teachers=teachers if recipe.teachers is not None else {},
         arms=arms,
         settings=recipe.settings(),
         recipe=recipe.resolved(),
@@ -182,16 +183,26 @@ class ModelMaker:
         return self._train.fetch(torch.arange(len(self._train)))
 
 
-def _teacher(makers: ModelMaker, component: Component, *, trained: bool) -> Callable[[], Model]:
-    place = dotted(("teacher", "model"))
+def _teacher(makers: ModelMaker, section: TeacherSection, place: Place) -> ExperimentTeacher:
+    """Return a teacher; `place` is where it stands in the recipe."""
+    component, trained = section.model, section.train is not None
+    where = dotted((*place, "model"))
 
     def make() -> Model:
-        model = makers.make(component, place, copied=trained)
+        assert component is not None
+        model = makers.make(component, where, copied=trained)
         if not trained and model.weights == "random":
             raise ModelError(
-                f"{place}: '{model.name}' has random weights and is not trained, so it has nothing to teach. Give its "
-                "`weights`, or say under `teacher.train` how to train it."
+                f"{where}: '{model.name}' has random weights and is not trained, so it has nothing to teach. Give its "
+                f"`weights`, or say under `{dotted(place)}.train` how to train it."
             )
         return model
 
-    return make
+    return ExperimentTeacher(
+        build=None if component is None else make,
+        stages=section.train.build() if section.train is not None else (),
+        labels=section.labels,
+        store=section.store,
+        precision=section.precision,
+        ahead=section.ahead,
+    )

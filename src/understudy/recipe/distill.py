@@ -17,11 +17,12 @@ RUNS = Path("runs")
 
 
 def distill(
-    teacher: Any,
-    student: Any,
-    data: Any,
+    teacher: Any = None,
+    student: Any = None,
+    data: Any = None,
     methods: Sequence[Any] | None = None,
     *,
+    teachers: Mapping[str, Any] | None = None,
     arms: Mapping[str, Any] | None = None,
     epochs: int | None = None,
     seeds: Sequence[int] | None = None,
@@ -30,17 +31,19 @@ def distill(
     resume: bool = False,
     **settings: Any,
 ) -> Result:
-    """Distil a teacher into a student: train, evaluate, and keep everything in a run directory.
+    """Distil a teacher, or several, into a student: train, evaluate, and keep everything in a run directory.
 
     The arguments are the keys of a recipe and take what stands there in YAML, or the objects themselves.
 
     Args:
         teacher: a module that knows its task already, a model name ("kd:resnet56"), or a mapping with `model` and
-            how to `train` it; None when no method needs one.
+            how to `train` it; None when no method needs one, or with `teachers`.
         student: a module (copied for every seed), a function that makes one, or a model name.
         data: a `Source`, a source's name or mapping, a dataset, (training set, test set), or
             ((inputs, labels), (test inputs, test labels)); or a mapping with `source`, `labels`, `transforms`, ...
         methods: what to learn from, such as `[methods.KD(temperature=4.0), methods.Supervised()]`.
+        teachers: name -> such a teacher, where there are several; a method says to which it listens with
+            `KD().listening_to("name")`.
         arms: name -> methods, or stages, to compare several; instead of `methods`.
         epochs: length of a stage in passes over the training samples (or give `steps`).
         seeds: each arm is trained once per seed.
@@ -58,12 +61,19 @@ def distill(
     """
     from understudy.training.run import run
 
-    given = {"teacher": teacher, "methods": methods, "arms": arms, "epochs": epochs, "seeds": seeds}
+    given = {
+        "teacher": teacher,
+        "teachers": teachers,
+        "student": student,
+        "data": data,
+        "methods": methods,
+        "arms": arms,
+        "epochs": epochs,
+        "seeds": seeds,
+    }
     values = {key: value for key, value in given.items() if value is not None}
     place = _directory(name, directory, resume)
-    recipe = from_values(
-        {"name": name or place.name, **values, "student": student, "data": data, **settings}
-    )
+    recipe = from_values({"name": name or place.name, **values, **settings})
     experiment = recipe.build(place)
     done = run(experiment, place, resume=resume)
     return Result(done.directory, done.results, experiment.student, list(experiment.arms))

@@ -170,7 +170,10 @@ class _DataclassReader:
 
 
 def _union(members: tuple[Any, ...], words: str, known: Known) -> Any:
-    """Read a union: a mapping goes to its dataclass (if any), so that problems keep their place; else one sentence."""
+    """Read a union: a mapping goes to its dataclass (if any), so that problems keep their place; else one sentence.
+
+    Where the union has mappings of its own, only one that has a key of the dataclass goes there.
+    """
     rest = [member for member in members if member is not type(None)]
     if rest[0] in known and all(known.get(member) is known[rest[0]] for member in rest):
         # Several classes of one kind of component, such as the transforms that mix and those that don't.
@@ -184,11 +187,16 @@ def _union(members: tuple[Any, ...], words: str, known: Known) -> Any:
         for m in rest
         if inspect.isclass(m) and dataclasses.is_dataclass(m)
     ]
+    open_ended = any(m in MAPPINGS or get_origin(m) in MAPPINGS for m in rest)
     types_of = [m if m is type(None) else strict(m, known) for m in members]
     adapter: TypeAdapter[Any] = TypeAdapter(functools.reduce(operator.or_, types_of))
 
     def read(value: Any) -> Any:
-        if readers and isinstance(value, Mapping):
+        if (
+            readers
+            and isinstance(value, Mapping)
+            and (not open_ended or set(value) & set(readers[0].section.model_fields))
+        ):
             return readers[0].read(value)
         try:
             return adapter.validate_python(value)

@@ -20,7 +20,11 @@ SECTIONS = {"data": "source", "student": "model", "teacher": "model"}
 """Sections that may be written as their component alone -> the key that it then stands for."""
 _COMPONENTS = ("optimizer", "schedule")
 """Components of a stage, and of the recipe for all stages."""
-_INSTEAD = {"epochs": "steps", "steps": "epochs", "arms": "methods", "methods": "arms"}
+_INSTEAD = {
+    one: other
+    for pair in (("epochs", "steps"), ("arms", "methods"), ("teacher", "teachers"))
+    for one, other in (pair, pair[::-1])
+}
 """Keys of a recipe or a stage that exclude each other: one that is given takes the place of the other."""
 
 
@@ -131,8 +135,8 @@ def _over(
         origins[place] = theirs[place]
     for key, value in own.items():
         inside = (*place, key)
-        if place == ("arms",) and key in merged and value is None:
-            # An arm cannot be null, so this can only mean to leave it out.
+        if place in (("arms",), ("teachers",)) and key in merged and value is None:
+            # An arm or one of several teachers cannot be null, so this can only mean to leave it out.
             del merged[key]
             rewrite(inside, origins, {})
         else:
@@ -144,11 +148,10 @@ def _completed(base: Any, own: Any, place: Place, origins: dict[Place, str]) -> 
     """Return what a base says in the long form, where the recipe adds to it in the long form."""
     if not isinstance(own, Mapping) or base is None:
         return base
-    if len(place) == 1 and place[0] in SECTIONS:
-        key = SECTIONS[str(place[0])]
-        if is_section(own, key) and not is_section(base, key):
-            _move(place, key, origins)
-            return {key: base}
+    key = _section_key(place)
+    if key is not None and is_section(own, key) and not is_section(base, key):
+        _move(place, key, origins)
+        return {key: base}
     if _is_stage(place) and isinstance(base, list | tuple):
         _move(place, "methods", origins)
         return {"methods": base}
@@ -162,8 +165,8 @@ def _other(base: Mapping[str, Any], own: Mapping[str, Any], place: Place) -> boo
     """Tell whether `own` is something else than `base`, so that nothing of `base` is of use to it."""
     if _is_stage(place):
         return ("stages" in base) != ("stages" in own)
-    if len(place) == 1 and place[0] in SECTIONS:
-        key = SECTIONS[str(place[0])]
+    key = _section_key(place)
+    if key is not None:
         if is_section(own, key):
             return False
         return is_section(base, key) or own.get("name") != base.get("name")
@@ -177,7 +180,16 @@ def _other(base: Mapping[str, Any], own: Mapping[str, Any], place: Place) -> boo
 
 def _is_stage(place: Place) -> bool:
     """Tell whether a stage may stand in a place: an arm, or how the teacher is trained."""
-    return place == ("teacher", "train") or (len(place) == 2 and place[0] == "arms")
+    if place[-1:] == ("train",):
+        return place == ("teacher", "train") or (len(place) == 3 and place[0] == "teachers")
+    return len(place) == 2 and place[0] == "arms"
+
+
+def _section_key(place: Place) -> str | None:
+    """Return the key that a section stands for when it is written as its component alone; None where none stands."""
+    if len(place) == 2 and place[0] == "teachers":
+        return SECTIONS["teacher"]
+    return SECTIONS.get(str(place[0])) if len(place) == 1 else None
 
 
 def _is_component(place: Place) -> bool:
@@ -186,7 +198,7 @@ def _is_component(place: Place) -> bool:
         return False
     if place[-1] in _COMPONENTS:
         return len(place) == 1 or _is_stage(place[:-1])
-    return len(place) == 2 and SECTIONS.get(str(place[0])) == place[1]
+    return _section_key(place[:-1]) == place[-1]
 
 
 def rewrite(place: Place, origins: dict[Place, str], theirs: Mapping[Place, str]) -> None:

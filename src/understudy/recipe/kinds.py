@@ -24,33 +24,49 @@ from understudy.recipe.components import Component, Extra, Kind
 from understudy.recipe.hints import strict
 from understudy.recipe.problems import Section, found, problem
 from understudy.recipe.words import Known
+from understudy.teachers.listening import Route
 from understudy.training.optimizers import Optimizer, optimizer_class, optimizer_classes
 from understudy.training.schedules import Schedule, schedules
 
 
 class _MethodKind(Kind):
-    """Methods, which have a weight beside their keywords."""
+    """Methods, which have a weight beside their keywords, and may listen to one of several teachers."""
 
     extra: ClassVar[Extra] = {
         "weight": (
             float | Ramp,
             1.0,
             "factor of the loss in the stage's sum; a ramp changes it over the stage",
-        )
+        ),
+        "teacher": (
+            str | list[str] | dict[str, float] | Route | None,
+            None,
+            "which of several teachers it listens to: a name; names, or name -> weight, for the average of their "
+            "probabilities; or a route that chooses one for each sample",
+        ),
     }
+
+    def component(self, name: str, values: Mapping[str, Any]) -> Component:
+        # Nothing said is nothing written: a recipe with one teacher needs no key for it.
+        given = {
+            key: value for key, value in values.items() if key != "teacher" or value is not None
+        }
+        return super().component(name, given)
 
     def from_object(self, value: Any) -> Component:
         component = super().from_object(value)
-        return Component(
-            self.label, component.name, component.keywords, {"weight": value.weight}, component.live
-        )
+        extra = {"weight": value.weight}
+        if value.hears is not None:
+            extra["teacher"] = value.hears
+        return Component(self.label, component.name, component.keywords, extra, component.live)
 
     def make(self, component: Component) -> Method:
         method: Method = super().make(component)
         if component.live is not None:
             # A method holds projectors and banks once it is wired: every member needs its own.
             method = copy.deepcopy(method)
-        return method.weighted(component.extra.get("weight", 1.0))
+        method.weighted(component.extra.get("weight", 1.0))
+        return method.listening_to(component.extra.get("teacher"))
 
 
 class _OptimizerKind(Kind):

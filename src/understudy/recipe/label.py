@@ -11,11 +11,13 @@ from understudy.teachers.store import Store
 
 
 def label(
-    teacher: Any,
-    student: Any,
-    data: Any,
+    teacher: Any = None,
+    student: Any = None,
+    data: Any = None,
     methods: Sequence[Any] | None = None,
     *,
+    teachers: Mapping[str, Any] | None = None,
+    which: str | None = None,
     arms: Mapping[str, Any] | None = None,
     repair: bool = False,
     **settings: Any,
@@ -27,6 +29,8 @@ def label(
 
     Args:
         teacher: a mapping with `model` and `store`: a path, or a mapping with `path`, `top_k`, `dtype`, ...
+        teachers: as for `distill`; with one of them labelled in a call.
+        which: the name of the teacher to label, where several have a store.
         student: as for `distill`.
         data: as for `distill`; with random transforms it needs a number of `views`.
         methods: as for `distill`.
@@ -42,13 +46,21 @@ def label(
         StoreError: the store belongs to something else or cannot be written, or the teacher's outputs cannot be held.
     """
     from understudy.training.labelling import label as fill
+    from understudy.training.labelling import stored_teacher
 
-    given = {"methods": methods, "arms": arms}
+    given = {
+        "teacher": teacher,
+        "teachers": teachers,
+        "student": student,
+        "data": data,
+        "methods": methods,
+        "arms": arms,
+    }
     values = {key: value for key, value in given.items() if value is not None}
     settings = {key: value for key, value in settings.items() if key not in ("directory", "resume")}
-    recipe = from_values(
-        {"teacher": teacher, **values, "student": student, "data": data, **settings}
-    )
-    fill(recipe.build(Path(recipe.name)), repair=repair)
-    assert recipe.teacher is not None and recipe.teacher.store is not None
-    return Store(recipe.teacher.store.path)
+    recipe = from_values({**values, **settings})
+    experiment = recipe.build(Path(recipe.name))
+    fill(experiment, repair=repair, teacher=which)
+    store = experiment.teachers[stored_teacher(experiment, which)].store
+    assert store is not None
+    return Store(store.path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
-from understudy.errors import UnderstudyError
+from understudy.errors import UnderstudyError, UnknownName
 from understudy.recipe.components import Component
 from understudy.recipe.hints import derived
 from understudy.recipe.kinds import METHOD, OPTIMIZER, SCHEDULE, merged
@@ -25,8 +25,10 @@ from understudy.recipe.sections import (
     read_arm,
     read_arms,
     read_teacher,
+    read_teachers,
 )
-from understudy.training.experiment import BASELINE
+from understudy.teachers.listening import heard
+from understudy.training.experiment import BASELINE, TEACHER
 from understudy.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ class Recipe(_SettingFields, StageDefaults):  # type: ignore[misc]
     data: DataSection = Field(description="what is learned from")
     teacher: TeacherSection | None = Field(
         None, description="the teacher; leave it out when no arm needs one"
+    )
+    teachers: dict[str, TeacherSection] | None = Field(
+        None,
+        description="several teachers by name, instead of `teacher`; a method says to which it listens",
     )
     student: StudentSection = Field(description="the student")
     baseline: bool = Field(
@@ -112,6 +118,11 @@ class Recipe(_SettingFields, StageDefaults):  # type: ignore[misc]
     def _read_teacher(cls, value: Any, info: ValidationInfo) -> Any:
         return read_teacher(value, _defaults(info.data))
 
+    @field_validator("teachers", mode="before")
+    @classmethod
+    def _read_teachers(cls, value: Any, info: ValidationInfo) -> Any:
+        return read_teachers(value, _defaults(info.data))
+
     @field_validator("arms", mode="before")
     @classmethod
     def _read_arms(cls, value: Any, info: ValidationInfo) -> Any:
@@ -143,11 +154,30 @@ class Recipe(_SettingFields, StageDefaults):  # type: ignore[misc]
             )
             raise problem_at(("arms", BASELINE), text, None)
         needing = [name for name, arm in self.arms.items() if arm.needs_teacher]
-        if needing and self.teacher is None:
+        if self.teacher is not None and self.teachers is not None:
+            raise problem_at(("teachers",), "stands beside `teacher`; give one of the two", None)
+        self._check_names()
+        if needing and not self.named_teachers:
             raise problem_at(
                 ("teacher",), f"is missing; the arms {', '.join(needing)} learn from one", None
             )
         return self
+
+    def _check_names(self) -> None:
+        """Refuse a method that listens to a teacher that there is not."""
+        known = list(self.named_teachers)
+        for arm in self.arms or {}:
+            for method in (self.arms or {})[arm].listening:
+                try:
+                    heard(method.hears, known)
+                except UnknownName as error:
+                    text = f"method '{method.name}' listens to nobody: {error}"
+                    raise problem_at(("arms", arm), text, None) from None
+
+    @property
+    def named_teachers(self) -> dict[str, TeacherSection]:
+        """The teachers by name, of an only one too."""
+        return {TEACHER: self.teacher} if self.teacher is not None else self.teachers or {}
 
     def settings(self) -> Settings:
         """Return the settings that all members of the run share."""
@@ -160,8 +190,12 @@ class Recipe(_SettingFields, StageDefaults):  # type: ignore[misc]
 
         Objects that were given from Python are described by the key `object`, and cannot be read again.
         """
-        first = ["name", "seeds", "data", "teacher", "student", "baseline", "arms"]
-        rest = [key for key in type(self).model_fields if key not in (*first, "methods")]
+        # A key that is nearly always empty is left out.
+        several = ["teachers"] if self.teachers is not None else []
+        first = ["name", "seeds", "data", "teacher", *several, "student", "baseline", "arms"]
+        rest = [
+            key for key in type(self).model_fields if key not in (*first, "methods", "teachers")
+        ]
         return {key: _plain(getattr(self, key)) for key in (*first, *rest)}
 
     def components(self) -> Iterator[tuple[Place, Component]]:

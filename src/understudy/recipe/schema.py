@@ -121,6 +121,10 @@ def _add_short_forms(whole: dict[str, Any], definitions: dict[str, Any]) -> None
             "description": given.pop("description", ""),
             "anyOf": [{SCHEMA_MARK: COMPLETED[inside].label}, *given.pop("anyOf", [given])],
         }
+    several = next(each for each in properties["teachers"]["anyOf"] if each["type"] == "object")
+    several["additionalProperties"] = {
+        "anyOf": [{SCHEMA_MARK: MODEL.label}, several["additionalProperties"]]
+    }
 
 
 def _add_base(whole: dict[str, Any], definitions: dict[str, Any]) -> None:
@@ -141,6 +145,12 @@ def _add_base(whole: dict[str, Any], definitions: dict[str, Any]) -> None:
     stored = {"type": "object", "required": ["store"], "properties": {"model": model}}
     complete["teacher"]["anyOf"].append(stored)
     properties = whole["properties"]
+    one = [option for option in complete["teacher"]["anyOf"] if option != {"type": "null"}]
+    complete["teachers"] = {"additionalProperties": {"anyOf": one}}
+    several = next(each for each in properties["teachers"]["anyOf"] if each["type"] == "object")
+    several["additionalProperties"]["anyOf"].append(
+        {"type": "null", "description": "leaves a teacher of the base out"}
+    )
     _let_change(properties, OF_STAGES)
     arms = next(option for option in properties["arms"]["anyOf"] if option["type"] == "object")
     arms["additionalProperties"] = {

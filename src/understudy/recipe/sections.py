@@ -10,11 +10,12 @@ from typing import Any
 from pydantic import Field
 
 from understudy.errors import UnderstudyError
-from understudy.methods import Supervised
+from understudy.methods import Method, Supervised
 from understudy.recipe.components import Component
 from understudy.recipe.hints import derived
 from understudy.recipe.kinds import KNOWN, METHOD, MODEL, OPTIMIZER, SCHEDULE, component_of, merged
 from understudy.recipe.problems import Section, found, gather, problem, problem_at
+from understudy.teachers.listening import RESERVED
 from understudy.training.experiment import TEACHER, ExperimentData, ExperimentTeacher
 from understudy.training.stage import Stage
 
@@ -59,7 +60,17 @@ class Arm(Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether any method asks for a teacher."""
-        return any(method.uses_teacher for stage in self.build() for method in stage.active_methods)
+        return bool(self.listening)
+
+    @property
+    def listening(self) -> list[Method]:
+        """The methods that ask for a teacher, fresh ones."""
+        return [
+            method
+            for stage in self.build()
+            for method in stage.active_methods
+            if method.uses_teacher
+        ]
 
 
 _ModelField = MODEL.field
@@ -184,10 +195,8 @@ def read_arms(value: Any, defaults: Defaults) -> dict[str, Arm]:
         raise problem(f"expected a mapping from names to lists of methods, found {found(value)}")
 
     def one(name: Any, item: Any) -> Arm:
-        if name == TEACHER:
-            raise problem(
-                "an arm cannot be called 'teacher', the name of the teacher's own results"
-            )
+        if name == TEACHER or str(name).startswith(f"{TEACHER}."):
+            raise problem(f"an arm cannot be called '{name}', the name of a teacher's own results")
         check_name(name)
         return read_arm(item, defaults)
 
@@ -229,6 +238,28 @@ def read_teacher(value: Any, defaults: Defaults) -> TeacherSection | None:
         raise problem_at(("train",), text, training)
     completed: TeacherSection = teacher.model_copy(update={"train": arm})
     return completed
+
+
+def read_teachers(value: Any, defaults: Defaults) -> dict[str, TeacherSection] | None:
+    """Return several teachers by name."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not value:
+        raise problem(f"expected a mapping from names to teachers, found {found(value)}")
+
+    def one(name: Any, item: Any) -> TeacherSection:
+        check_name(name)
+        if name in RESERVED:
+            raise problem(f"a teacher cannot be called '{name}', which means something else")
+        read = read_teacher(item, defaults)
+        if read is None:
+            raise problem(f"expected a teacher, found {found(item)}")
+        return read
+
+    teachers = gather(
+        "teachers", [((name,), partial(one, name, item)) for name, item in value.items()]
+    )
+    return dict(zip(value, teachers, strict=True))
 
 
 def is_section(value: Any, key: str) -> bool:

@@ -22,7 +22,9 @@ def warnings(run: RunData, rows: Sequence[Row]) -> list[str]:
         found.append(
             "The student was not trained without a teacher, so what the teacher adds is not known."
         )
-    found += _teacher(run, by_arm)
+    for row in rows:
+        if row.role == "teacher":
+            found += _teacher(run, row, by_arm.get(BASELINE))
     found += _unequal_budgets([row for row in rows if row.role != "teacher"])
     found += [
         f"{row.arm} has results for the seeds {_listed(row.seeds)}, the baseline for "
@@ -39,23 +41,23 @@ def warnings(run: RunData, rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def _teacher(run: RunData, rows: dict[str, Row]) -> list[str]:
-    accuracy = rows[TEACHER].mean("accuracy") if TEACHER in rows else None
-    baseline = rows[BASELINE].mean("accuracy") if BASELINE in rows else None
-    if accuracy is None and TEACHER in rows:
-        return [
-            "The teacher's classifier was not trained: it has no accuracy, and no student is compared with its answers."
-        ]
+def _teacher(run: RunData, teacher: Row, baseline: Row | None) -> list[str]:
+    accuracy = teacher.mean("accuracy")
+    base = baseline.mean("accuracy") if baseline is not None else None
+    called = "teacher" if teacher.arm == TEACHER else f"teacher '{teacher.arm.partition('.')[2]}'"
     if accuracy is None:
-        return []
+        return [
+            f"The {called}'s classifier was not trained: it has no accuracy, and no student is compared with its "
+            "answers."
+        ]
     if run.classes and accuracy <= 1 / len(run.classes):
         return [
-            f"The teacher is no better than guessing among {len(run.classes)} classes "
+            f"The {called} is no better than guessing among {len(run.classes)} classes "
             f"({accuracy:.1%} of the test samples)."
         ]
-    if baseline is not None and accuracy <= baseline:
+    if base is not None and accuracy <= base:
         return [
-            f"The teacher ({accuracy:.1%}) is no better than the student without it ({baseline:.1%})."
+            f"The {called} ({accuracy:.1%}) is no better than the student without it ({base:.1%})."
         ]
     return []
 

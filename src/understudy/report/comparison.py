@@ -13,7 +13,7 @@ from understudy.report.formatting import COST, GEOMETRY, QUALITY, TRAINING
 from understudy.report.page import lines_of, measured, render, write_page
 from understudy.report.provenance import flattened
 from understudy.report.reading import read_run
-from understudy.report.run import TEACHER, RunData
+from understudy.report.run import RunData
 from understudy.report.statistics import Pair, Row, by_seed, compare_values, summarise
 from understudy.report.table import text_lines
 
@@ -202,8 +202,8 @@ def _counts(run: RunData) -> str:
 
 
 def _teacher(run: RunData) -> str:
-    teacher = run.models.get(TEACHER)
-    return "" if teacher is None else f"{teacher.name} {teacher.fingerprint}".strip()
+    known = [run.models[arm] for arm in run.teachers if arm in run.models]
+    return ", ".join(f"{teacher.name} {teacher.fingerprint}".strip() for teacher in known)
 
 
 def _short(value: str, most: int = 60) -> str:

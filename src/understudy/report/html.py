@@ -11,7 +11,7 @@ from understudy.report.figures import Entry, Figure
 from understudy.report.formatting import COST, GEOMETRY, QUALITY, TRAINING
 from understudy.report.page import lines_of, measured, render, write_page
 from understudy.report.reading import read_run
-from understudy.report.run import TEACHER, RunData, role_of
+from understudy.report.run import RunData, role_of
 from understudy.report.statistics import Row, compare_arms, summarise
 
 
@@ -94,7 +94,8 @@ def _all_rows(run: RunData, rows: Sequence[Row]) -> list[Row]:
     """Return the rows, and empty ones for arms that train but have no result yet, so that colours stay."""
     known = {row.arm: row for row in rows}
     seen = dict.fromkeys([*(line.arm for line in run.steps), *(line.arm for line in run.epochs)])
-    order = dict.fromkeys([*[TEACHER] * (TEACHER in seen or TEACHER in known), *run.arms, *seen])
+    teachers = [arm for arm in [*known, *seen] if role_of(arm) == "teacher"]
+    order = dict.fromkeys([*teachers, *run.arms, *seen])
     return [known.get(arm) or Row(arm, role_of(arm), (), {}) for arm in order]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from understudy.report import formatting
 from understudy.report.curves import last_validation
 from understudy.report.run import BASELINE, TEACHER, RunData
-from understudy.report.statistics import SIGNIFICANCE, Row, Spread, spread
+from understudy.report.statistics import SIGNIFICANCE, Row, Spread, best_teacher, spread
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,10 @@ def headline(run: RunData, rows: Sequence[Row]) -> Headline:
             f" versus {percent(baseline.values['accuracy'])} without a teacher "
             f"({formatting.points(row.difference)} points, {_evidence(row)})"
         )
-    teacher = by_arm.get(TEACHER)
-    if teacher is not None and "accuracy" in teacher.values:
-        parts.append(f"teacher {percent(teacher.values['accuracy'])}")
+    for each in rows:
+        if each.role == "teacher" and "accuracy" in each.values:
+            parts.append(f"{_titled(each)} {percent(each.values['accuracy'])}")
+    teacher = best_teacher(rows)
     smaller = compression(teacher, row)
     if smaller:
         parts.append(smaller)
@@ -125,12 +126,13 @@ def compression(teacher: Row | None, student: Row) -> str:
 def cards(run: RunData, rows: Sequence[Row]) -> list[Card]:
     """Return the numbers that are shown in large type."""
     by_arm = {row.arm: row for row in rows}
-    teacher, baseline = by_arm.get(TEACHER), by_arm.get(BASELINE)
+    teachers = [row for row in rows if row.role == "teacher"]
+    teacher, baseline = best_teacher(rows), by_arm.get(BASELINE)
     student = chosen_student(run, rows)
     found = [
         Card(title, percent(row.values["accuracy"]), _measured(row), row.role)
         for title, row in (
-            ("Teacher", teacher),
+            *((_titled(each)[0].upper() + _titled(each)[1:], each) for each in teachers),
             ("Baseline", baseline),
             (f"{student.arm} student" if student else "", student),
         )
@@ -143,8 +145,18 @@ def cards(run: RunData, rows: Sequence[Row]) -> list[Card]:
         found.append(Card("Gain", gain, _evidence(student)))
     closed = _gap_closed(teacher, baseline, student)
     if closed is not None:
-        found.append(Card("Gap closed", f"{closed * 100:.0f} %", "baseline to teacher"))
+        found.append(Card("Gap closed", f"{closed * 100:.0f} %", _to(teachers)))
     return found + (_savings(teacher, student) if teacher is not None else [])
+
+
+def _titled(teacher: Row) -> str:
+    """Return "teacher", or "teacher 'big'" where there are several."""
+    name = teacher.arm.removeprefix(f"{TEACHER}.")
+    return TEACHER if name == TEACHER else f"{TEACHER} '{name}'"
+
+
+def _to(teachers: Sequence[Row]) -> str:
+    return "baseline to teacher" if len(teachers) < 2 else "baseline to the best teacher"
 
 
 def percent(found: Spread) -> str:
@@ -213,8 +225,14 @@ def notes(run: RunData) -> list[str]:
             "There is no validation split, so nothing was chosen by results. The test split"
             f"{on} was measured once for each member, after its training."
         )
+    several = (
+        "Agreement, KL and the geometry compare a student with the teacher that it listened to; where it listened to "
+        "several, with the mean of their probabilities, and the geometry is left out. The baseline is compared with "
+        "all."
+    )
     return [
         first,
+        *([several] if len(run.teachers) > 1 else []),
         "The headline speaks of the student arm with the best last validation accuracy, which need "
         "not be the best on the test split.",
         "± is the sample standard deviation over seeds (n − 1). Bands in the learning curves reach "

@@ -139,7 +139,7 @@ class RunData:
         named = [str(arm) for arm in self.header.get("arms") or []]
         seen = [result.arm for result in self.results] + [arm for arm, _ in self.states]
         ordered = [BASELINE] * (BASELINE in named or BASELINE in seen) + named + seen
-        return [arm for arm in dict.fromkeys(ordered) if arm != TEACHER]
+        return [arm for arm in dict.fromkeys(ordered) if role_of(arm) != "teacher"]
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -157,15 +157,26 @@ class RunData:
         done = {(result.arm, result.seed) for result in self.results}
         expected: list[Member] = [(arm, seed) for arm in self.arms for seed in self.seeds]
         absent = [member for member in expected if member not in done]
-        teachers: list[Member] = [member for member in self.states if member[0] == TEACHER]
-        if not teachers and TEACHER in self.models:
-            teachers = [(TEACHER, None)]
-        return ([] if self.of_arm(TEACHER) else teachers) + absent
+        teachers: list[Member] = []
+        for arm in self.teachers:
+            started = [member for member in self.states if member[0] == arm]
+            teachers += [] if self.of_arm(arm) else started or [(arm, None)]
+        return teachers + absent
+
+    @property
+    def teachers(self) -> list[str]:
+        """The teachers' arms: "teacher" for an only one, "teacher.NAME" for each of several."""
+        seen = [
+            *self.models,
+            *(arm for arm, _ in self.states),
+            *(line.arm for line in self.results),
+        ]
+        return [arm for arm in dict.fromkeys(seen) if role_of(arm) == "teacher"]
 
 
 def role_of(arm: str) -> Role:
-    """Return what an arm is: the teacher, the student without a teacher, or a student with one."""
-    if arm == TEACHER:
+    """Return what an arm is: a teacher, the student without a teacher, or a student with one."""
+    if arm == TEACHER or arm.startswith(f"{TEACHER}."):
         return "teacher"
     return "baseline" if arm == BASELINE else "student"
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from understudy.report.run import BASELINE, TEACHER, Result, Role, role_of
+from understudy.report.run import BASELINE, Result, Role, role_of
 
 METRICS = (
     "accuracy",
@@ -170,8 +170,10 @@ def by_seed(results: Iterable[Result], arm: str, key: str = "accuracy") -> dict[
 
 
 def summarise(results: Sequence[Result]) -> list[Row]:
-    """Return one row for each arm that has results: the teacher, the baseline, then the others in their order."""
-    order = dict.fromkeys([TEACHER, BASELINE, *(result.arm for result in results)])
+    """Return one row for each arm that has results: the teachers, the baseline, then the others in their order."""
+    arms = [result.arm for result in results]
+    teachers = [arm for arm in arms if role_of(arm) == "teacher"]
+    order = dict.fromkeys([*teachers, BASELINE, *arms])
     rows = []
     for arm in order:
         own = [result for result in results if result.arm == arm]
@@ -179,6 +181,12 @@ def summarise(results: Sequence[Result]) -> list[Row]:
         if own:
             rows.append(_row(arm, own, results))
     return rows
+
+
+def best_teacher(rows: Sequence[Row]) -> Row | None:
+    """Return the teacher with the highest accuracy, the first one where none has any; None without a teacher."""
+    teachers = [row for row in rows if row.role == "teacher"]
+    return max(teachers, key=lambda row: row.mean("accuracy") or 0.0, default=None)
 
 
 def compare_arms(results: Sequence[Result], key: str = "accuracy") -> list[Pair]:

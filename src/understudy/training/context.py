@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,24 @@ from torch import nn
 
 from understudy import seeding
 from understudy.data.batch import Batch
-from understudy.data.loader import EvaluationLoader, TrainingLoader
+from understudy.data.loader import Encoder, EvaluationLoader, TrainingLoader
 from understudy.data.order import SampleOrder
 from understudy.data.source import Split
 from understudy.data.views import Views
-from understudy.errors import PreflightError, UnderstudyError
+from understudy.errors import PreflightError, UnderstudyError, UnknownName
 from understudy.evaluation.geometry import SAMPLES
 from understudy.evaluation.predictions import Predictions, predict
+from understudy.methods import Method
 from understudy.methods.wiring import Side
 from understudy.models.model import Model
 from understudy.models.taps import unchanged
+from understudy.teachers.listening import heard
 from understudy.teachers.passes import Pass
 from understudy.teachers.readings import Reading, Seen
 from understudy.teachers.store import Store
 from understudy.teachers.stored import StoredModel, StoredTeacher
 from understudy.training.distribution import World
-from understudy.training.experiment import Experiment
+from understudy.training.experiment import TEACHER, Experiment
 from understudy.training.fitting import FITTED, PROVISIONAL, Fitting, make_study
 from understudy.training.precision import Precision
 from understudy.training.run_directory import RunDirectory
@@ -43,6 +45,33 @@ EXAMPLE_SIZE = 8
 """Samples in the batch that shapes are measured on: enough for batch statistics, few enough to cost nothing."""
 
 
+Teachers = Mapping[str, Model | StoredModel]
+"""Teacher name -> a model, or what is stored of one."""
+
+
+def by_name(teacher: Teachers | Model | StoredModel | None) -> Teachers:
+    """Return teachers by name; a lone one is called `TEACHER`."""
+    if teacher is None:
+        return {}
+    return teacher if isinstance(teacher, Mapping) else {TEACHER: teacher}
+
+
+def heard_by_any(methods: Sequence[Method], teachers: Iterable[str]) -> list[str]:
+    """Return the names of the teachers that some of these methods listen to, in the order of all.
+
+    Raises:
+        PreflightError: a method listens to one that there is not.
+    """
+    names = list(teachers)
+    found: set[str] = set()
+    for method in methods:
+        try:
+            found.update(heard(method.hears, names))
+        except UnknownName as error:
+            raise PreflightError(f"Method '{method.name}' listens to nobody: {error}") from error
+    return [name for name in names if name in found]
+
+
 @dataclass
 class Context:
     """What all members of a run share.
@@ -53,8 +82,9 @@ class Context:
         world: this process among its peers.
         directory: where results go; None when nothing is written (a plan).
         precision: how models run; decided once per run.
-        teacher_predictions: the teacher's predictions on the test split, once there are any.
-        teacher_embeddings: its embeddings of the first test samples, once there are any (see `embeddings`).
+        teacher_predictions: teacher name -> its predictions on the test split, once there are any.
+        teacher_embeddings: teacher name -> its embeddings of the first test samples, once there are any (see
+            `embeddings`).
     """
 
     experiment: Experiment
@@ -62,8 +92,8 @@ class Context:
     world: World
     directory: RunDirectory | None = None
     precision: Precision = field(default_factory=Precision)
-    teacher_predictions: Predictions | None = None
-    teacher_embeddings: torch.Tensor | None = None
+    teacher_predictions: dict[str, Predictions] = field(default_factory=dict)
+    teacher_embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
     _loaders: dict[tuple[int, str], EvaluationLoader] = field(default_factory=dict)
     _stores: list[Store] = field(default_factory=list)
 
@@ -109,7 +139,7 @@ class Context:
         stage: Stage,
         *,
         student: Model,
-        teacher: Model | StoredModel | None,
+        teacher: Teachers | Model | StoredModel | None,
         split: Split,
         seed: int,
         number: int,
@@ -121,30 +151,35 @@ class Context:
         Args:
             stage: what to train with.
             student: the model that learns.
-            teacher: the model that it learns from, or what is stored of it, if any.
+            teacher: the models that it learns from by name, or what is stored of them; a lone one is called `TEACHER`.
             split: the training split, with the labels that may be seen.
             seed: the member's seed.
             number: the stage's position in its arm.
             earlier: what the methods of the arm's earlier stages learnt.
             fitting: how methods are fitted before the stage: provisionally, unless it is said otherwise.
         """
-        settings, given = self.experiment.settings, self.experiment.teacher
+        settings, given = self.experiment.settings, self.experiment.teachers
+        teachers = by_name(teacher)
         using = [method for method in stage.active_methods if method.uses_teacher]
-        if using and teacher is None:
+        if using and not teachers:
             names = ", ".join(method.name for method in using)
             raise PreflightError(
                 f"Stage '{stage.name}' uses {names}, which needs a teacher, but the run has none."
             )
-        asks = any(method.needs_teacher for method in using)
-        encoders = {"student": student.preprocess}
-        everyone, stored = encoders, None
-        if isinstance(teacher, StoredModel):
-            stored = StoredTeacher(teacher, "teacher") if using else None
-            if asks:
-                refuse_changed_inputs(stage, teacher)
-        elif teacher is not None:
-            everyone = {**encoders, "teacher": teacher.preprocess}
-            encoders = everyone if asks else encoders
+        used = {name: teachers[name] for name in heard_by_any(using, teachers)}
+        asked = heard_by_any([method for method in using if method.needs_teacher], teachers)
+        encoders: dict[str, Encoder] = {"student": student.preprocess}
+        everyone = dict(encoders)
+        stored = {}
+        for name, each in used.items():
+            if isinstance(each, StoredModel):
+                stored[name] = StoredTeacher(each, name)
+                if name in asked:
+                    refuse_changed_inputs(stage, name, each)
+            else:
+                everyone[name] = each.preprocess
+                if name in asked:
+                    encoders[name] = each.preprocess
         fits = any(method.fits for method in using)
         order = SampleOrder.over(
             split,
@@ -164,19 +199,19 @@ class Context:
             rank=self.world.rank,
             world=self.world.size,
             accumulate=stage.accumulate,
-            lookups={stored.role: stored.lookup} if stored is not None and asks else {},
+            lookups={name: each.lookup for name, each in stored.items() if name in asked},
         )
         return StageRun(
             stage,
             student=student,
-            teacher=stored or (None if isinstance(teacher, StoredModel) or not using else teacher),
+            teachers={**used, **stored},  # type: ignore[dict-item]
             loader=loader,
             split=split,
-            example=self.example(split, everyone if using else encoders)
-            if stored is None
-            else stored_example(
-                stored, split, views, encoders, self.world.device, len(self.classes)
-            ),
+            example=stored_example(
+                list(stored.values()), split, views, everyone, self.world.device, len(self.classes)
+            )
+            if stored
+            else self.example(split, everyone),
             steps_per_epoch=self.steps_per_epoch,
             task=self.experiment.task,
             classes=len(self.classes),
@@ -184,15 +219,22 @@ class Context:
             precision=self.precision,
             world=self.world,
             compile=settings.compile,
-            teacher_precision=None if given is None else given.precision,
-            ahead=given is not None and given.ahead,
+            precisions={name: each.precision for name, each in given.items()},
+            ahead=[name for name, each in given.items() if each.ahead],
             earlier=earlier,
-            study=make_study(self, fitting, self._itself(teacher), split, views) if fits else None,
+            study=make_study(self, fitting, self._fitted(using, teachers), split, views)
+            if fits
+            else None,
         )
 
-    def _itself(self, teacher: Model | StoredModel | None) -> Model | None:
-        """Return the teacher as a model, also where its outputs are stored: a fit runs it on what it likes."""
-        return self.place(teacher.model) if isinstance(teacher, StoredModel) else teacher
+    def _fitted(self, using: Sequence[Method], teachers: Teachers) -> dict[str, Model]:
+        """Return the teachers that methods fit to, also where outputs are stored: a fit runs them on what it likes."""
+        names = heard_by_any([method for method in using if method.fits], teachers)
+        found = {name: teachers[name] for name in names}
+        return {
+            name: self.place(each.model) if isinstance(each, StoredModel) else each
+            for name, each in found.items()
+        }
 
     def views(self, seed: int) -> Views:
         """Return the views that a member sees.
@@ -305,15 +347,14 @@ class Context:
         return self._loaders[key]
 
     def measure_classes(
-        self, student: Model, teacher: Model | StoredModel | None
+        self, student: Model, teachers: Teachers
     ) -> dict[str, tuple[Model | StoredModel, int | None]]:
         """Run an example through each model; return role -> (model, number of its logits)."""
         found: dict[str, tuple[Model | StoredModel, int | None]] = {}
-        for role, model in (("student", student), ("teacher", teacher)):
+        everyone: Mapping[str, Model | StoredModel] = {"student": student, **teachers}
+        for role, model in everyone.items():
             if isinstance(model, StoredModel):
                 found[role] = (model, model.width)
-                continue
-            if model is None:
                 continue
             batch = self.example(self.splits.train, {"student": model.preprocess}, size=2)
             with unchanged(model.module), torch.no_grad():

@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from understudy.data.source import Source
 from understudy.data.views import Mixing, Transform
+from understudy.errors import TrainingError
 from understudy.models.model import Model
 from understudy.tasks.classification import Classification
+from understudy.teachers.listening import RESERVED
 from understudy.teachers.store.settings import StoreSettings
 from understudy.training.settings import Settings
 from understudy.training.stage import Stage
@@ -17,7 +19,7 @@ from understudy.training.stage import Stage
 BASELINE = "baseline"
 """The arm that every run has unless it is told not to: the student without a teacher."""
 TEACHER = "teacher"
-"""The name under which the teacher's own training and results are logged."""
+"""The role of an only teacher, and the name under which its own training and results are logged."""
 
 
 @dataclass
@@ -71,11 +73,12 @@ class Experiment:
         data: what is learned from.
         student: makes a fresh student; called once per member with torch seeded for it, so that all arms of a seed
             start from the same weights.
-        teacher: the teacher; None when nothing needs one.
+        teacher: an only teacher; None when nothing needs one, or there are several.
         arms: arm name -> makes its stages, with fresh methods. `baseline` among them.
         settings: what all members share.
         task: what a batch means.
         recipe: the resolved recipe as plain values, for the run directory.
+        teachers: teacher name -> teacher, of an only one, whose name is `TEACHER`, too.
     """
 
     name: str
@@ -86,3 +89,26 @@ class Experiment:
     settings: Settings
     task: Classification = field(default_factory=Classification)
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    teachers: Mapping[str, ExperimentTeacher] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Name an only teacher."""
+        if self.teacher is not None and set(self.teachers) - {TEACHER}:
+            raise TrainingError("An experiment has either a teacher or several by name, not both.")
+        if self.teacher is not None:
+            self.teachers = {TEACHER: self.teacher}
+        for name in self.teachers:
+            if name in RESERVED:
+                raise TrainingError(
+                    f"A teacher cannot be called '{name}'; {', '.join(RESERVED)} have another meaning."
+                )
+
+
+def arm_of(teacher: str) -> str:
+    """Return the name under which a teacher's own training and results are logged: "teacher", or "teacher.NAME"."""
+    return TEACHER if teacher == TEACHER else f"{TEACHER}.{teacher}"
+
+
+def place_of(teacher: str) -> str:
+    """Return where a recipe speaks of a teacher: "teacher", or "teachers.NAME"."""
+    return TEACHER if teacher == TEACHER else f"{TEACHER}s.{teacher}"

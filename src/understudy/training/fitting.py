@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from understudy.data.views import Views
 from understudy.methods import Method
 from understudy.models.model import Model
 from understudy.teachers.features import Features
+from understudy.teachers.listening import heard
 from understudy.teachers.study import Mode, Study
 from understudy.teachers.together import Together
 
@@ -49,13 +50,13 @@ PROVISIONAL = Fitting()
 
 
 def make_study(
-    context: Context, fitting: Fitting, teacher: Model | None, split: Split, views: Views
+    context: Context, fitting: Fitting, teachers: Mapping[str, Model], split: Split, views: Views
 ) -> Study:
     """Return what the methods of a stage are fitted to."""
     settings = context.experiment.settings
     return Study(
         split=split,
-        teachers={} if teacher is None else {"teacher": teacher},
+        teachers=teachers,
         classes=context.classes,
         task=context.experiment.task,
         device=context.world.device,
@@ -70,10 +71,17 @@ def make_study(
 
 
 def fit_methods(study: Study, methods: Sequence[Method], seed: int, device: torch.device) -> None:
-    """Fit each method that has a `fit`, in the stage's order."""
+    """Fit each method that has a `fit` to the teachers that it listens to, in the stage's order."""
+    whole = study
     for number, method in enumerate(methods):
         if not method.fits:
             continue
+        names = heard(method.hears, list(whole.teachers))
+        study = whole
+        if len(names) < len(whole.teachers):
+            study = dataclasses.replace(
+                whole, teachers={name: whole.teachers[name] for name in names}
+            )
         study.method = method.name
         study.seed = seeding.derive(seed, "method", number, method.name)
         study.guessed = False

@@ -14,6 +14,7 @@ from understudy.errors import StoreError
 from understudy.evaluation import cost
 from understudy.methods.wiring import Side, TapShape
 from understudy.models.model import Model
+from understudy.teachers.listening import heard
 from understudy.teachers.store.codecs import Dense, Sparse, as_temperatures, record_bytes
 from understudy.teachers.store.key import plain
 from understudy.teachers.store.manifest import (
@@ -56,16 +57,21 @@ class LabelPlan:
     copied: frozenset[str]
 
 
-def plan_labels(context: Context, teacher: Model) -> LabelPlan:
+def plan_labels(context: Context, role: str, teacher: Model) -> LabelPlan:
     """Find out what the recipe's methods need of a teacher, and plan a store of it.
+
+    Args:
+        context: the run.
+        role: the teacher's name.
+        teacher: the teacher.
 
     Raises:
         StoreError: the views cannot go with a store; more logits are asked for than there are.
     """
-    assert context.experiment.teacher is not None and context.experiment.teacher.store is not None
-    settings = context.experiment.teacher.store
+    settings = context.experiment.teachers[role].store
+    assert settings is not None
     key, views = store_key(context, teacher), context.views(DATA_SEED)
-    side, temperatures = _wanted(context, teacher, settings)
+    side, temperatures = _wanted(context, role, teacher, settings)
     width = side.description.classes
     if settings.top_k is not None and settings.top_k > width:
         raise StoreError(
@@ -112,9 +118,9 @@ def _part(
 
 
 def _wanted(
-    context: Context, teacher: Model, settings: StoreSettings
+    context: Context, name: str, teacher: Model, settings: StoreSettings
 ) -> tuple[Side, tuple[float, ...]]:
-    """Wire every stage of the recipe once: return a side with all taps asked for, and the methods' temperatures."""
+    """Wire what listens to the teacher once: return a side with all taps asked for, and the methods' temperatures."""
     inputs = context.example(context.splits.train, {"teacher": teacher.preprocess}).inputs[
         "teacher"
     ]
@@ -123,25 +129,31 @@ def _wanted(
     for tap in settings.taps:
         side.tap(tap)
     temperatures: list[float] = []
+    names = list(context.experiment.teachers)
     seed = context.experiment.settings.seeds[0]
     for make in context.experiment.arms.values():
         student = context.build_student(seed)
         for number, stage in enumerate(make()):
-            learning = [method for method in stage.active_methods if method.needs_teacher]
+            learning = [
+                method
+                for method in stage.active_methods
+                if method.needs_teacher and name in heard(method.hears, names)
+            ]
             if not learning:
                 continue
             run = context.stage_run(
-                stage,
+                # The other teachers are not there; methods that listen to none but them are left out.
+                dataclasses.replace(stage, methods=learning) if len(names) > 1 else stage,
                 student=student,
-                teacher=teacher,
+                teacher=dict.fromkeys(names, teacher),
                 split=context.splits.train,
                 seed=seed,
                 number=number,
             )
             asked: dict[str, TapShape] = {}
-            for other in run.wiring.teachers.values():
-                asked |= other.taps
-                side.copied |= other.copied
+            other = run.wiring.teachers[name]
+            asked |= other.taps
+            side.copied |= other.copied
             run.close()
             side.taps |= asked
             found = [getattr(method, "temperature", None) for method in learning]

@@ -10,7 +10,7 @@ from contextlib import closing
 import torch
 
 from understudy import seeding
-from understudy.errors import StoreError
+from understudy.errors import StoreError, unknown_name
 from understudy.models.model import Model
 from understudy.teachers.store.files import open_files
 from understudy.teachers.store.manifest import ID_BYTES, Manifest, Shard
@@ -21,6 +21,7 @@ from understudy.training.experiment import TEACHER, Experiment
 from understudy.training.label_plan import LabelPlan, plan_labels
 from understudy.training.labeller import Encoded, Labeller, Piece, pieces_of
 from understudy.training.splits import make_splits
+from understudy.training.teacher import seed_names
 
 logger = logging.getLogger("understudy")
 SPEAK_EVERY = 10.0
@@ -28,9 +29,13 @@ SPEAK_EVERY = 10.0
 
 
 def label(
-    experiment: Experiment, *, repair: bool = False, part: tuple[int, int] = (1, 1)
+    experiment: Experiment,
+    *,
+    repair: bool = False,
+    part: tuple[int, int] = (1, 1),
+    teacher: str | None = None,
 ) -> Manifest:
-    """Fill the store of an experiment's teacher, or go on filling it.
+    """Fill the store of one of an experiment's teachers, or go on filling it.
 
     Shards that are finished are kept. Under `torchrun` the processes share the shards; what is written does not
     depend on how many there are.
@@ -40,6 +45,7 @@ def label(
         repair: also read every finished shard, and make those again that are damaged.
         part: (n, of): label only every shard whose number is n - 1 modulo `of`, for machines that share no disk;
             the parts are put together with `merge`.
+        teacher: the name of the teacher; None for the only one that has a store.
 
     Returns:
         The manifest; complete unless only a part was labelled.
@@ -49,35 +55,60 @@ def label(
     """
     context = Context(experiment, make_splits(experiment), join_world(experiment.settings.device))
     try:
-        teacher = teacher_to_label(context)
-        plan = plan_labels(context, teacher)
-        return _fill(context, teacher, plan, repair, part)
+        name = stored_teacher(experiment, teacher)
+        model = teacher_to_label(context, name)
+        plan = plan_labels(context, name, model)
+        return _fill(context, model, plan, repair, part)
     finally:
         context.close()
 
 
-def teacher_to_label(context: Context) -> Model:
-    """Build the teacher of a recipe that names a store.
+def stored_teacher(experiment: Experiment, wanted: str | None = None) -> str:
+    """Return the name of the teacher whose outputs are stored.
+
+    Args:
+        experiment: with its teachers.
+        wanted: the name; None for the only one that has a store.
 
     Raises:
-        StoreError: the recipe names no store or no model, or the teacher is trained by the run itself.
+        StoreError: it has no store, or several have one and none was named.
+        UnknownName: there is no such teacher.
     """
-    teacher = context.experiment.teacher
-    if teacher is None or teacher.store is None:
-        trained = teacher is not None and teacher.stages
+    teachers = experiment.teachers
+    if wanted is not None and wanted not in teachers:
+        raise unknown_name("teacher", wanted, teachers)
+    names = [wanted] if wanted is not None else list(teachers)
+    found = [name for name in names if teachers[name].store is not None]
+    if len(found) == 1:
+        return found[0]
+    if found:
         raise StoreError(
-            "The recipe does not say where the teacher's outputs go: give teacher.store=PATH."
-            + (
-                " Its teacher is trained by the run; do that once, and name it: teacher.train=null "
-                "teacher.model=saved:runs/NAME/models/teacher."
-                if trained
-                else ""
-            )
+            f"The teachers {', '.join(found)} have a store each; say which to label, with --teacher {found[0]}."
         )
-    if teacher.build is None:
+    key = "teacher" if TEACHER in teachers or not teachers else f"teachers.{names[0]}"
+    trained = any(teachers[name].stages for name in names)
+    raise StoreError(
+        f"The recipe does not say where the teacher's outputs go: give {key}.store=PATH."
+        + (
+            f" Its teacher is trained by the run; do that once, and name it: {key}.train=null "
+            f"{key}.model=saved:runs/NAME/models/{key.rpartition('.')[2]}."
+            if trained
+            else ""
+        )
+    )
+
+
+def teacher_to_label(context: Context, name: str) -> Model:
+    """Build a teacher of a recipe that names a store.
+
+    Raises:
+        StoreError: the recipe names no model.
+    """
+    given = context.experiment.teachers[name]
+    if given.build is None:
         raise StoreError("Labelling runs the teacher, and the recipe has no teacher.model.")
-    with seeding.isolated(context.experiment.settings.seeds[0], TEACHER):
-        return context.place(teacher.build())
+    with seeding.isolated(context.experiment.settings.seeds[0], *seed_names(name)):
+        return context.place(given.build())
 
 
 def _fill(

@@ -40,15 +40,18 @@ def live_teacher(
         stop, reason = find_stop(side.module, side.taps, lambda tapped: call(tapped, side.inputs))
         if stop is None:
             notes.append(
-                f"the {side.role} runs to its end, though no method reads its logits: {reason}"
+                f"the {side.called} runs to its end, though no method reads its logits: {reason}"
             )
         else:
+            logits = "the teacher's logits"
+            if side.role != "teacher":
+                logits = f"the logits of the {side.called}"
             how = ", by leaving the rest out of the compiled graph" if compile else ""
-            notes.append(f"no method reads the {side.role}'s logits: it stops {stop}{how}")
+            notes.append(f"no method reads {logits}: it stops {stop}{how}")
     if own is not None:
         dtype = "float32" if own == "int8" else own
         precision = Precision(dtype, precision.channels_last, precision.device)
-        notes.append(f"the {side.role} runs in {own}")
+        notes.append(f"the {side.called} runs in {own}")
     return LiveTeacher(
         quantized(side.module) if own == "int8" else side.module,
         role=side.role,

@@ -17,19 +17,17 @@ from understudy.training.stage_run import StageRun
 from understudy.training.store_plan import TeacherUse
 
 
-def teacher_use(run: StageRun, batch: Batch) -> TeacherUse | None:
-    """Time the teacher on a batch that it has seen before."""
-    if not run.teachers:
-        return None
-    begin = time.perf_counter()
-    for teacher in run.teachers.values():
-        teacher.targets(batch)
-    seconds = (time.perf_counter() - begin) / len(batch)
+def teacher_uses(run: StageRun, batch: Batch) -> dict[str, TeacherUse]:
+    """Time each teacher that the stage asks for on a batch that it has seen before; by name."""
+    uses = {}
     rows = run.total_steps * len(batch) * run.stage.accumulate
-    taps = {
-        tap.name: tap.shape for side in run.wiring.teachers.values() for tap in side.taps.values()
-    }
-    return TeacherUse(rows, seconds, taps)
+    for name, teacher in run.teachers.items():
+        begin = time.perf_counter()
+        teacher.targets(batch)
+        seconds = (time.perf_counter() - begin) / len(batch)
+        taps = {tap.name: tap.shape for tap in run.wiring.teachers[name].taps.values()}
+        uses[name] = TeacherUse(rows, seconds, taps)
+    return uses
 
 
 def loss_flops(run: StageRun) -> int:

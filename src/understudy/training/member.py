@@ -27,10 +27,10 @@ from understudy.evaluation.predictions import Predictions
 from understudy.models import saved
 from understudy.models.model import Model, fingerprint
 from understudy.models.surgery import fold_heads, operate
+from understudy.teachers.listening import averaged
 from understudy.teachers.stored import StoredModel
 from understudy.training.checkpoint import Checkpoints
-from understudy.training.context import Context
-from understudy.training.experiment import TEACHER
+from understudy.training.context import Context, Teachers
 from understudy.training.fitting import Fitting, fit_lines
 from understudy.training.loop import Interrupted, train
 from understudy.training.recorder import Recorder
@@ -49,7 +49,7 @@ class Member:
     Args:
         context: what the members of the run share.
         directory: the run directory.
-        arm: the arm's name, "teacher" for the teacher's own training.
+        arm: the arm's name, "teacher" or "teacher.NAME" for a teacher's own training.
         seed: the seed.
         stop: True when the process was asked to stop.
     """
@@ -78,7 +78,7 @@ class Member:
     def train(
         self,
         student: Model,
-        teacher: Model | StoredModel | None,
+        teachers: Teachers,
         stages: Sequence[Stage],
         split: Split,
     ) -> None:
@@ -109,7 +109,7 @@ class Member:
             run = self.context.stage_run(
                 stages[number],
                 student=student,
-                teacher=teacher,
+                teacher=teachers,
                 split=split,
                 seed=self.seed,
                 number=number,
@@ -226,33 +226,36 @@ class Member:
         return self.context.world.any(stops and self.context.world.is_main)
 
     def finish(
-        self, student: Model, folder_metadata: dict[str, Any], *, classifies: bool = True
+        self,
+        student: Model,
+        folder_metadata: dict[str, Any],
+        *,
+        heard: Sequence[str] = (),
+        teacher: str | None = None,
+        classifies: bool = True,
     ) -> Predictions:
         """Evaluate on the test split, save the student and write the result; drop the checkpoints.
 
         Args:
             student: the trained model.
             folder_metadata: what its folder says beside the metrics.
+            heard: the names of the teachers that it listened to, with whom it is compared; with all when empty.
+            teacher: its name where it is a teacher itself.
             classifies: False for a teacher whose classifier was never trained; its metrics are None.
         """
         # What is measured is what is deployed.
         fold_heads(student.module)
         predictions = self.context.predictions(student, student.module, self.context.splits.test)
         metrics: dict[str, float | None] = dict(classification_metrics(predictions))
-        reference = self.context.teacher_predictions
         metrics |= dict.fromkeys(("agreement", "kl", *geometry.METRICS))
-        if reference is not None and self.arm != TEACHER:
-            metrics |= fidelity_metrics(predictions, reference)
-            theirs = self.context.teacher_embeddings
-            ours = None if theirs is None else self.context.embeddings(student)
-            if ours is not None and theirs is not None:
-                metrics |= geometry.geometry_metrics(ours, theirs)
+        if teacher is None:
+            metrics |= self._fidelity(student, predictions, heard)
         if not classifies:
             metrics = dict.fromkeys(metrics)
         if self.directory.writes:
             folder = None
             if not student.extra.get("black_box"):
-                folder = self.save(student, {**folder_metadata, "metrics": metrics})
+                folder = self.save(student, {**folder_metadata, "metrics": metrics}, teacher)
             self._record(
                 "result",
                 split="test",
@@ -264,6 +267,26 @@ class Member:
             self._record("member", state="finished")
             self.checkpoints.clear()
         return predictions
+
+    def _fidelity(
+        self, student: Model, predictions: Predictions, heard: Sequence[str]
+    ) -> dict[str, float | None]:
+        """Compare with the teacher, or with the average of several; embeddings are those of one."""
+        known = self.context.teacher_predictions
+        names = [name for name in heard or known if name in known]
+        if not names:
+            return {}
+        reference = known[names[0]]
+        if len(names) > 1:
+            rows = torch.stack([known[name].logits for name in names])
+            mean = averaged(rows, [1.0] * len(names), 1.0)
+            reference = Predictions(mean, reference.labels, reference.ids)
+        found: dict[str, float | None] = dict(fidelity_metrics(predictions, reference))
+        theirs = self.context.teacher_embeddings.get(names[0]) if len(names) == 1 else None
+        ours = None if theirs is None else self.context.embeddings(student)
+        if ours is not None and theirs is not None:
+            found |= geometry.geometry_metrics(ours, theirs)
+        return found
 
     def finish_stored(self, teacher: StoredModel, predictions: Predictions) -> None:
         """Write the result of a teacher of which only the outputs are there."""
@@ -280,13 +303,13 @@ class Member:
         )
         self._record("member", state="finished")
 
-    def save(self, student: Model, metadata: dict[str, Any]) -> Path:
+    def save(self, student: Model, metadata: dict[str, Any], teacher: str | None = None) -> Path:
         """Write the trained model's folder and return it."""
         source = self.context.experiment.data.source
         folder = (
-            self.directory.teacher
-            if self.arm == TEACHER
-            else self.directory.student(self.arm, self.seed)
+            self.directory.student(self.arm, self.seed)
+            if teacher is None
+            else self.directory.teacher(teacher)
         )
         example = self.context.example(self.context.splits.test, {"student": student.preprocess})
         inputs = example.inputs["student"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from understudy.data.source import Split
 from understudy.evaluation import cost
 from understudy.evaluation.memory import PeakMemory
 from understudy.methods.wiring import Side, TapShape
@@ -17,11 +18,11 @@ from understudy.models.surgery import restored
 from understudy.models.taps import unchanged
 from understudy.teachers.notes import Note
 from understudy.teachers.stored import StoredModel
-from understudy.training.context import Context
+from understudy.training.context import Context, Teachers
 from understudy.training.distribution import join_world
-from understudy.training.experiment import TEACHER, Experiment
+from understudy.training.experiment import Experiment, arm_of
 from understudy.training.fitting import Fitting
-from understudy.training.measuring import loss_flops, teacher_notes, teacher_use
+from understudy.training.measuring import loss_flops, teacher_notes, teacher_uses
 from understudy.training.precision import Precision
 from understudy.training.preflight import Verdict, check_classes, check_stage
 from understudy.training.probe import choose_precision
@@ -30,7 +31,7 @@ from understudy.training.splits import make_splits
 from understudy.training.stage import Stage
 from understudy.training.stage_run import Earlier, StageRun
 from understudy.training.store_plan import StorePlan, TeacherUse, plan_store
-from understudy.training.teacher import build_teacher
+from understudy.training.teacher import build_teachers
 
 
 @dataclass
@@ -49,7 +50,7 @@ class StagePlan:
         loss_flops: FLOPs per sample of the methods' part of a forward pass.
         step_seconds: measured time of one forward and backward pass over a batch; None when not measured.
         step_bytes: peak memory of the process in that pass.
-        teacher: how the stage uses the teacher; None when it asks for none, or nothing was measured.
+        uses: teacher name -> how the stage uses it, for those that it asks for, where it was measured.
         fits: what methods will fit to the teacher before the stage, with its expected cost.
         verdicts: the outcome of each check.
     """
@@ -65,7 +66,7 @@ class StagePlan:
     loss_flops: int | None = None
     step_seconds: float | None = None
     step_bytes: int | None = None
-    teacher: TeacherUse | None = None
+    uses: dict[str, TeacherUse] = field(default_factory=dict)
     fits: list[Note] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
 
@@ -75,7 +76,7 @@ class ModelPlan:
     """A model as the plan shows it.
 
     Attributes:
-        role: "student" or "teacher".
+        role: "student", "teacher", or "teacher.NAME" where there are several.
         name: the name it was asked for by.
         weights: where its initial weights come from.
         parameters: their number.
@@ -106,7 +107,7 @@ class Plan:
         models: student and teacher.
         stages: every stage of every arm.
         verdicts: the outcome of the checks on the models.
-        store: what a store of the teacher's outputs costs and saves; None when nothing asks for the teacher.
+        stores: teacher name -> what a store of its outputs costs and saves, for those that something asks for.
     """
 
     name: str
@@ -120,7 +121,7 @@ class Plan:
     models: list[ModelPlan]
     stages: list[StagePlan]
     verdicts: list[Verdict]
-    store: StorePlan | None = None
+    stores: dict[str, StorePlan] = field(default_factory=dict)
 
     @property
     def refused(self) -> list[Verdict]:
@@ -153,22 +154,17 @@ def make_plan(experiment: Experiment, path: Path | None = None) -> Plan:
     world = join_world(experiment.settings.device)
     context = Context(experiment, make_splits(experiment), world, directory)
     seed = experiment.settings.seeds[0]
-    student, teacher = context.build_student(seed), build_teacher(context)
-    if isinstance(teacher, Model):
-        context.place(teacher)
-    verdicts = check_classes(context.classes, context.measure_classes(student, teacher))
+    student, teachers = context.build_student(seed), build_teachers(context)
+    _place(context, teachers)
+    verdicts = check_classes(context.classes, context.measure_classes(student, teachers))
     models = [model_plan(context, "student", student)]
-    if isinstance(teacher, StoredModel):
-        models.append(_stored_plan(teacher))
-    elif teacher is not None:
-        models.append(model_plan(context, TEACHER, teacher))
+    models += [_teacher_plan(context, arm_of(name), each) for name, each in teachers.items()]
     stages: list[StagePlan] = []
     probed: dict[str, float] = {}
     if all(verdict.outcome != "refused" for verdict in verdicts):
-        context.precision, probed = choose_precision(context, teacher)
-        if isinstance(teacher, Model):
-            context.place(teacher)
-        stages = inspect_stages(context, teacher, measure=True)
+        context.precision, probed = choose_precision(context, teachers)
+        _place(context, teachers)
+        stages = inspect_stages(context, teachers, measure=True)
     splits = context.splits
     return Plan(
         name=experiment.name,
@@ -187,7 +183,15 @@ def make_plan(experiment: Experiment, path: Path | None = None) -> Plan:
         models=models,
         stages=stages,
         verdicts=verdicts,
-        store=plan_store(context, teacher, [s.teacher for s in stages if s.teacher is not None]),
+        stores={
+            name: found
+            for name, each in teachers.items()
+            if (
+                found := plan_store(
+                    context, name, each, [s.uses[name] for s in stages if name in s.uses]
+                )
+            )
+        },
     )
 
 
@@ -207,9 +211,17 @@ def model_plan(context: Context, role: str, model: Model) -> ModelPlan:
     )
 
 
-def _stored_plan(teacher: StoredModel) -> ModelPlan:
+def _place(context: Context, teachers: Teachers) -> None:
+    for teacher in teachers.values():
+        if isinstance(teacher, Model):
+            context.place(teacher)
+
+
+def _teacher_plan(context: Context, role: str, teacher: Model | StoredModel) -> ModelPlan:
+    if isinstance(teacher, Model):
+        return model_plan(context, role, teacher)
     return ModelPlan(
-        TEACHER,
+        role,
         teacher.name,
         teacher.weights,
         teacher.parameters,
@@ -219,19 +231,22 @@ def _stored_plan(teacher: StoredModel) -> ModelPlan:
 
 
 def inspect_stages(
-    context: Context, teacher: Model | StoredModel | None, *, measure: bool = False
+    context: Context, teachers: Teachers, *, measure: bool = False
 ) -> list[StagePlan]:
     """Build every stage of every arm, run one step that leaves no trace, and say what was found."""
     plans = []
     seed = context.experiment.settings.seeds[0]
-    if context.experiment.teacher is not None and context.experiment.teacher.stages:
-        assert isinstance(teacher, Model)
-        plans += _inspect_arm(
-            context, TEACHER, list(context.experiment.teacher.stages), teacher, None, measure
-        )
+    for name, given in context.experiment.teachers.items():
+        if given.stages:
+            model, split = teachers[name], context.splits.teachers[name]
+            assert isinstance(model, Model)
+            stages = list(given.stages)
+            plans += _inspect_arm(context, arm_of(name), stages, model, {}, split, measure)
     for arm, make in context.experiment.arms.items():
         student = context.build_student(seed)
-        plans += _inspect_arm(context, arm, make(), student, teacher, measure)
+        plans += _inspect_arm(
+            context, arm, make(), student, teachers, context.splits.train, measure
+        )
     return plans
 
 
@@ -240,10 +255,10 @@ def _inspect_arm(
     arm: str,
     stages: list[Stage],
     student: Model,
-    teacher: Model | StoredModel | None,
+    teachers: Teachers,
+    split: Split,
     measure: bool,
 ) -> list[StagePlan]:
-    split = context.splits.teacher_train if arm == TEACHER else context.splits.train
     plans = []
     earlier: Earlier = {}
     # What a stage grafts is there in the next one, and nothing of it afterwards.
@@ -252,7 +267,7 @@ def _inspect_arm(
             run = context.stage_run(
                 stage,
                 student=student,
-                teacher=teacher,
+                teacher=teachers,
                 split=split,
                 seed=context.experiment.settings.seeds[0],
                 number=number,
@@ -292,5 +307,5 @@ def _stage_plan(run: StageRun, arm: str, measure: bool) -> StagePlan:
             run.trial(run.precision, batch)
             plan.step_seconds = (time.perf_counter() - begin) * run.stage.accumulate
         plan.step_bytes = memory.bytes
-        plan.teacher = teacher_use(run, batch)
+        plan.uses = teacher_uses(run, batch)
     return plan

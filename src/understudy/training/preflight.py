@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from understudy.data.labels import check_label_maps
-from understudy.errors import PreflightError
+from understudy.errors import PreflightError, called
 from understudy.evaluation.classification import accuracy
 from understudy.evaluation.predictions import Predictions
 from understudy.methods import Ramp
@@ -57,47 +57,51 @@ def check_classes(
     verdicts = []
     for role, (model, width) in models.items():
         known: tuple[str, ...] | int | None = model.classes or width
-        check = f"classes of the {role}"
+        whom = called(role)
+        check = f"classes of the {whom}"
         try:
             if width is not None and width != len(classes):
                 raise PreflightError(
-                    f"The {role} gives {width} logits, but the data has {len(classes)} classes. Build it with "
+                    f"The {whom} gives {width} logits, but the data has {len(classes)} classes. Build it with "
                     f"{len(classes)} classes, or replace its classifier."
                 )
             if known is not None:
-                check_label_maps(classes, **{role: known})
+                check_label_maps(classes, **{role if role == "student" else "teacher": known})
         except PreflightError as error:
-            verdicts.append(Verdict(check, "refused", str(error)))
+            told = str(error) if whom in str(error) else f"The {whom}: {error}"
+            verdicts.append(Verdict(check, "refused", told))
         else:
             verdicts.append(Verdict(check, "ok", f"{len(classes)} classes"))
     return verdicts
 
 
 def check_teacher(
-    teacher: Predictions, student: Predictions | None, *, split: str
+    teacher: Predictions, student: Predictions | None, *, split: str, name: str = "teacher"
 ) -> list[Verdict]:
-    """Check that the teacher is better than chance, and than the untrained student.
+    """Check that a teacher is better than chance, and than the untrained student.
 
     Args:
         teacher: its predictions on a labelled split.
         student: those of a student that starts from trained weights, else None.
         split: the split's name.
+        name: the teacher's name, where there are several.
     """
+    whom = called(name)
     labelled = teacher.labelled()
     count, value = len(labelled), accuracy(teacher)
     chance = 1 / teacher.classes
     probability = _guessing_probability(round(value * count), count, chance)
     facts = f"accuracy {value:.4f} on {count} {split} samples, chance {chance:.4f}"
-    verdicts = [Verdict("teacher against chance", "ok", facts)]
+    verdicts = [Verdict(f"{whom} against chance", "ok", facts)]
     if probability > CHANCE_PROBABILITY and value > chance and count < ENOUGH_TO_JUDGE:
-        few = f"{count} labelled samples are too few to tell whether the teacher is better than chance: {facts}."
-        verdicts = [Verdict("teacher against chance", "warning", few)]
+        few = f"{count} labelled samples are too few to tell whether the {whom} is better than chance: {facts}."
+        verdicts = [Verdict(f"{whom} against chance", "warning", few)]
     elif probability > CHANCE_PROBABILITY:
         return [
             Verdict(
-                "teacher against chance",
+                f"{whom} against chance",
                 "refused",
-                f"The teacher is no better than chance: {facts}. Check its weights, its preprocessing and the "
+                f"The {whom} is no better than chance: {facts}. Check its weights, its preprocessing and the "
                 "order of its classes.",
             )
         ]
@@ -106,9 +110,9 @@ def check_teacher(
         worse = value < own
         verdicts.append(
             Verdict(
-                "teacher against student",
+                f"{whom} against student",
                 "refused" if worse else "ok",
-                f"The teacher's accuracy is {value:.4f} on the {split} split, the student's {own:.4f} before training."
+                f"The {whom}'s accuracy is {value:.4f} on the {split} split, the student's {own:.4f} before training."
                 + (" A teacher worse than its student has nothing to teach." if worse else ""),
             )
         )
@@ -164,7 +168,7 @@ def _check_taps(run: StageRun, place: str) -> list[Verdict]:
                     Verdict(
                         "taps",
                         "refused",
-                        f"{place}: the {role}'s tap '{name}' is dead: its values do not vary over a batch "
+                        f"{place}: the {called(role)}'s tap '{name}' is dead: its values do not vary over a batch "
                         f"(variance {variance:.1e}). Choose another tap.",
                     )
                 )

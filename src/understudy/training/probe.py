@@ -12,9 +12,7 @@ from torch import nn
 from understudy.data.batch import Batch
 from understudy.errors import PreflightError
 from understudy.models.model import Model
-from understudy.teachers.stored import StoredModel
-from understudy.training.context import Context
-from understudy.training.experiment import TEACHER
+from understudy.training.context import Context, Teachers
 from understudy.training.precision import Precision, choose, unsound_channels_last
 from understudy.training.stage import Stage
 from understudy.training.stage_run import Earlier
@@ -23,9 +21,7 @@ PROBE_BATCH = 64
 """Samples in the batch that precision is probed with, at most."""
 
 
-def choose_precision(
-    context: Context, teacher: Model | StoredModel | None
-) -> tuple[Precision, dict[str, float]]:
+def choose_precision(context: Context, teachers: Teachers) -> tuple[Precision, dict[str, float]]:
     """Return the precision that the settings ask for, or the one that a short probe finds fastest."""
     settings = context.experiment.settings
     device = context.world.device.type
@@ -35,7 +31,7 @@ def choose_precision(
     if settings.channels_last == "auto" and images:
         formats = [False, True]
     if True in formats or settings.compile:
-        models = {"student": context.build_student(settings.seeds[0]), TEACHER: teacher}
+        models = {"student": context.build_student(settings.seeds[0]), **teachers}
         unsound = unsound_channels_last(
             {role: model.module for role, model in models.items() if isinstance(model, Model)},
             device,
@@ -48,15 +44,15 @@ def choose_precision(
     candidates = [Precision(dtype, last, device) for last in formats for dtype in dtypes]
     if len(candidates) == 1:
         return candidates[0], {}
-    arm, stages = _costliest_stage(context)
+    stages = _costliest_stage(context)
     student = context.build_student(settings.seeds[0])
-    split = context.splits.teacher_train if arm == TEACHER else context.splits.train
+    split = context.splits.train
     earlier: Earlier = {}
     for number, stage in enumerate(stages):
         run = context.stage_run(
             dataclasses.replace(stage, accumulate=1),
             student=student,
-            teacher=teacher,
+            teacher=teachers,
             split=split,
             seed=settings.seeds[0],
             number=number,
@@ -68,13 +64,13 @@ def choose_precision(
     batch = next(iter(run.loader.steps(0, 1)))[0]
 
     def prepare(candidate: Precision) -> Callable[[], None]:
-        for model in (student, teacher):
+        for model in (student, *teachers.values()):
             if isinstance(model, Model):
                 _to_format(model.module, candidate.channels_last)
         ready = _in_format(batch, candidate.channels_last)
         run.precision = candidate
-        if context.experiment.teacher is None or context.experiment.teacher.precision is None:
-            for live in run.teachers.values():
+        for name, live in run.teachers.items():
+            if context.experiment.teachers[name].precision is None:
                 live.precision = candidate.context
 
         def step() -> None:
@@ -86,21 +82,21 @@ def choose_precision(
         return choose(candidates, prepare)
     finally:
         run.close()
-        if isinstance(teacher, Model):
-            _to_format(teacher.module, False)
+        for teacher in teachers.values():
+            if isinstance(teacher, Model):
+                _to_format(teacher.module, False)
 
 
-def _costliest_stage(context: Context) -> tuple[str, list[Stage]]:
-    """Return an arm and its stages up to the first one in which student and teacher run, else the first one of all."""
-    arms = [(arm, make()) for arm, make in context.experiment.arms.items()]
-    for arm, stages in arms:
+def _costliest_stage(context: Context) -> list[Stage]:
+    """Return the stages of an arm up to the first one in which student and teacher run, else the first one of all."""
+    arms = [make() for make in context.experiment.arms.values()]
+    for stages in arms:
         for number, stage in enumerate(stages):
             if any(
                 method.needs_teacher and method.trains_student for method in stage.active_methods
             ):
-                return arm, stages[: number + 1]
-    arm, stages = arms[0]
-    return arm, stages[:1]
+                return stages[: number + 1]
+    return arms[0][:1]
 
 
 def _to_format(module: nn.Module, channels_last: bool) -> None:

@@ -9,18 +9,18 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from understudy.errors import PreflightError, RunDirectoryError, UnderstudyError
+from understudy.errors import PreflightError, RunDirectoryError, UnderstudyError, called
 from understudy.models import saved
 from understudy.models.model import Model
 from understudy.teachers.stored import StoredModel
-from understudy.training.context import Context
+from understudy.training.context import Context, heard_by_any
 from understudy.training.distribution import World, join_world
-from understudy.training.experiment import BASELINE, TEACHER, Experiment
+from understudy.training.experiment import BASELINE, Experiment, arm_of
 from understudy.training.member import Member
 from understudy.training.plan import inspect_stages
 from understudy.training.precision import Precision
@@ -29,7 +29,8 @@ from understudy.training.probe import choose_precision
 from understudy.training.run_directory import RunDirectory, commit
 from understudy.training.run_log import run_log
 from understudy.training.splits import make_splits
-from understudy.training.teacher import build_teacher, teacher_fingerprint, teacher_predictions
+from understudy.training.stage import Stage
+from understudy.training.teacher import build_teachers, teacher_fingerprint, teacher_predictions
 from understudy.training.trackers import make_trackers
 
 logger = logging.getLogger("understudy")
@@ -102,28 +103,28 @@ class _Run:
 
     def check(self) -> None:
         """Build the models, decide the precision and do every check that needs no training."""
-        self.teacher = build_teacher(self.context)
+        self.teachers = build_teachers(self.context)
         self.student = self.context.build_student(self.experiment.settings.seeds[0])
         self._decide_precision()
-        plans = inspect_stages(self.context, self.teacher)
+        plans = inspect_stages(self.context, self.teachers)
         verdicts = [verdict for plan in plans for verdict in plan.verdicts]
         for verdict in verdicts:
             level = logging.WARNING if verdict.outcome == "warning" else logging.DEBUG
             logger.log(level, "Preflight, %s: %s", verdict.check, verdict.message)
         self._judge(verdicts)
-        if self.teacher is not None and not self._teacher_stages():
-            self._check_teacher(self.teacher)
+        for name, teacher in self.teachers.items():
+            if not self._stages_of(name):
+                self._check_teacher(name, teacher)
 
     def go(self) -> None:
-        """Train the teacher, then the students."""
-        teacher = self.teacher
+        """Train the teachers, then the students."""
         if not self._started():
-            self._write_start(self.student, teacher)
-        if teacher is not None:
-            self._teacher_member(teacher)
+            self._write_start(self.student)
+        for name, teacher in self.teachers.items():
+            self._teacher_member(name, teacher)
         for seed in self.experiment.settings.seeds:
             for arm in self.experiment.arms:
-                self._student_member(arm, seed, teacher)
+                self._student_member(arm, seed)
         logger.info("Run %s is finished.", self.directory.path)
 
     def _started(self) -> dict[str, Any] | None:
@@ -131,20 +132,21 @@ class _Run:
 
     def _decide_precision(self) -> None:
         """Check the classes and probe the precision; a resumed run keeps what was decided."""
-        started, teacher = self._started(), self.teacher
+        started = self._started()
         if started is not None:
             self.context.precision = Precision(
                 started["precision"], started["channels_last"], self.world.device.type
             )
         else:
-            measured = self.context.measure_classes(self.student, teacher)
+            measured = self.context.measure_classes(self.student, self.teachers)
             refuse(check_classes(self.context.classes, measured))
-            self.context.precision, timings = choose_precision(self.context, teacher)
+            self.context.precision, timings = choose_precision(self.context, self.teachers)
             for name, seconds in timings.items():
                 logger.info("Probe: a step takes %.1f ms in %s", 1000 * seconds, name)
         logger.info("Precision: %s", self.context.precision)
-        if isinstance(teacher, Model):
-            self.context.place(teacher)
+        for teacher in self.teachers.values():
+            if isinstance(teacher, Model):
+                self.context.place(teacher)
 
     def _judge(self, verdicts: list[Verdict]) -> None:
         """Refuse what the checks refuse, or only warn when the settings say so."""
@@ -154,7 +156,7 @@ class _Run:
             if verdict.outcome == "refused":
                 logger.warning("Preflight would refuse: %s", verdict.message)
 
-    def _write_start(self, student: Model, teacher: Model | StoredModel | None) -> None:
+    def _write_start(self, student: Model) -> None:
         splits, source = self.context.splits, self.experiment.data.source
         recipe = json.dumps(dict(self.experiment.recipe), sort_keys=True, default=str)
         self.directory.record(
@@ -177,123 +179,122 @@ class _Run:
             precision=self.context.precision.dtype,
             channels_last=self.context.precision.channels_last,
         )
-        for role, model in (("student", student), (TEACHER, teacher)):
-            if model is None:
-                continue
-            trained = role == TEACHER and self._teacher_stages()
+        everyone: dict[str, Model | StoredModel] = {"student": student, **self.teachers}
+        for role, model in everyone.items():
             self.directory.record(
                 "model",
-                role=role,
+                role=role if role == "student" else arm_of(role),
                 name=model.name,
                 parameters=model.parameters,
                 weights=model.weights,
                 fingerprint=teacher_fingerprint(model),
-                trained_here=bool(role == "student" or trained),
+                trained_here=bool(role == "student" or self._stages_of(role)),
             )
             logger.info(
                 "%s: %s, %s parameters, initial weights: %s (%s)",
-                role.capitalize(),
+                called(role)[0].upper() + called(role)[1:],
                 model.name,
                 f"{model.parameters:,}",
                 model.weights,
                 teacher_fingerprint(model),
             )
 
-    def _teacher_stages(self) -> bool:
-        return bool(self.experiment.teacher and self.experiment.teacher.stages)
+    def _stages_of(self, teacher: str) -> Sequence[Stage]:
+        """Return the stages in which this run trains a teacher."""
+        return self.experiment.teachers[teacher].stages
 
-    def _teacher_member(self, teacher: Model | StoredModel) -> None:
-        """Train or only evaluate the teacher, and keep its test predictions to compare students with."""
-        seed = self.experiment.settings.seeds[0]
-        member = self._member(TEACHER, seed)
+    def _teacher_member(self, name: str, teacher: Model | StoredModel) -> None:
+        """Train or only evaluate a teacher, and keep its test predictions to compare students with."""
+        seed, arm = self.experiment.settings.seeds[0], arm_of(name)
+        member = self._member(arm, seed)
         if isinstance(teacher, StoredModel):
-            if not self._finished(TEACHER, seed):
+            if not self._finished(arm, seed):
                 test = teacher_predictions(self.context, teacher, self.context.splits.test)
                 member.finish_stored(teacher, test)
                 self.world.wait()
-        elif self._finished(TEACHER, seed):
-            saved.load(self.directory.teacher, module=teacher.module)
+        elif self._finished(arm, seed):
+            saved.load(self.directory.teacher(name), module=teacher.module)
         else:
-            stages = self.experiment.teacher.stages if self.experiment.teacher else ()
+            stages = self._stages_of(name)
             if stages:
-                member.train(teacher, None, stages, self.context.splits.teacher_train)
-            classifies = self._classifies(teacher)
-            member.finish(teacher, self._metadata(TEACHER, seed), classifies=classifies)
+                member.train(teacher, {}, stages, self.context.splits.teachers[name])
+            classifies = self._classifies(name, teacher)
+            member.finish(teacher, self._metadata(arm, seed), classifies=classifies, teacher=name)
             self.world.wait()
-        if self._classifies(teacher):
-            self.context.teacher_predictions = teacher_predictions(
+        if self._classifies(name, teacher):
+            self.context.teacher_predictions[name] = teacher_predictions(
                 self.context, teacher, self.context.splits.test
             )
         if isinstance(teacher, Model):
-            self.context.teacher_embeddings = self.context.embeddings(teacher)
-        if self._teacher_stages():
-            self._check_teacher(teacher)
+            embeddings = self.context.embeddings(teacher)
+            if embeddings is not None:
+                self.context.teacher_embeddings[name] = embeddings
+        if self._stages_of(name):
+            self._check_teacher(name, teacher)
 
-    def _reads_logits(self) -> bool:
-        """Tell whether any method of any arm asks for what the teacher's classifier says."""
-        return any(
-            method.uses_teacher and method.reads_logits
-            for stages in self.experiment.arms.values()
-            for stage in stages()
+    def _heard(self, arm: str, *, logits: bool = False) -> list[str]:
+        """Return the teachers that the methods of an arm listen to; with `logits`, only to whose logits."""
+        methods = [
+            method
+            for stage in self.experiment.arms[arm]()
             for method in stage.active_methods
-        )
+            if method.uses_teacher and (method.reads_logits or not logits)
+        ]
+        return heard_by_any(methods, self.teachers)
 
-    def _classifies(self, teacher: Model | StoredModel) -> bool:
-        """Tell whether the teacher's logits mean something: they are asked for, or its classifier was trained.
+    def _classifies(self, name: str, teacher: Model | StoredModel) -> bool:
+        """Tell whether a teacher's logits mean something: they are asked for, or its classifier was trained.
 
         It was not where the teacher's own training saw neither labels nor another model, or where guessing is as good.
         """
-        if self._reads_logits():
+        if any(name in self._heard(arm, logits=True) for arm in self.experiment.arms):
             return True
-        methods = [
-            method
-            for stage in (self.experiment.teacher.stages if self.experiment.teacher else ())
-            for method in stage.active_methods
-        ]
+        methods = [method for stage in self._stages_of(name) for method in stage.active_methods]
         if methods and not any(method.needs_labels or method.uses_teacher for method in methods):
             return False
-        name, split = self.context.selection_split()
+        split_name, split = self.context.selection_split()
         if split is None:
             return True
         found = teacher_predictions(self.context, teacher, split)
-        return all(
-            verdict.outcome != "refused" for verdict in check_teacher(found, None, split=name)
-        )
+        verdicts = check_teacher(found, None, split=split_name)
+        return all(verdict.outcome != "refused" for verdict in verdicts)
 
-    def _check_teacher(self, teacher: Model | StoredModel) -> None:
+    def _check_teacher(self, name: str, teacher: Model | StoredModel) -> None:
         """Refuse a teacher that has nothing to teach, by the validation split (or the labelled training samples)."""
-        if not self._classifies(teacher):
+        if not self._classifies(name, teacher):
             logger.info(
-                "The teacher's classifier was not trained, and no method asks for what it says."
+                "The %s's classifier was not trained, and no method asks for what it says.",
+                called(name),
             )
             return
-        name, split = self.context.selection_split()
+        split_name, split = self.context.selection_split()
         if split is None:
             logger.warning(
-                "No labelled sample outside of the test split: the teacher was not checked."
+                "No labelled sample outside of the test split: the %s was not checked.",
+                called(name),
             )
             return
         student = self.context.build_student(self.experiment.settings.seeds[0])
         start = None
         if student.weights != "random":
             start = self.context.predictions(student, student.module, split)
-        self._judge(
-            check_teacher(teacher_predictions(self.context, teacher, split), start, split=name)
-        )
+        found = teacher_predictions(self.context, teacher, split)
+        self._judge(check_teacher(found, start, split=split_name, name=name))
 
-    def _student_member(self, arm: str, seed: int, teacher: Model | StoredModel | None) -> None:
+    def _student_member(self, arm: str, seed: int) -> None:
         if self._finished(arm, seed):
             logger.info("%s, seed %d: finished before", arm, seed)
             return
         student = self.context.build_student(seed)
-        before = teacher_fingerprint(teacher) if teacher is not None else None
+        before = {name: teacher_fingerprint(each) for name, each in self.teachers.items()}
         member = self._member(arm, seed)
-        member.train(student, teacher, self.experiment.arms[arm](), self.context.splits.train)
-        if teacher is not None and teacher_fingerprint(teacher) != before:
-            raise PreflightError(
-                f"The teacher changed while '{arm}' was trained; a method must not write to it."
-            )
-        member.finish(student, self._metadata(arm, seed))
+        member.train(student, self.teachers, self.experiment.arms[arm](), self.context.splits.train)
+        for name, teacher in self.teachers.items():
+            if teacher_fingerprint(teacher) != before[name]:
+                raise PreflightError(
+                    f"The {called(name)} changed while '{arm}' was trained; a method must not write to it."
+                )
+        member.finish(student, self._metadata(arm, seed), heard=self._heard(arm))
         self.world.wait()
 
     def _member(self, arm: str, seed: int) -> Member:

@@ -52,10 +52,9 @@ class RunDirectory:
         """Where the trained student of an arm and seed lies."""
         return self.path / "student" / arm / f"seed-{seed}"
 
-    @property
-    def teacher(self) -> Path:
-        """Where the teacher lies."""
-        return self.path / "models" / "teacher"
+    def teacher(self, name: str) -> Path:
+        """Where a teacher lies."""
+        return self.path / "models" / name
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

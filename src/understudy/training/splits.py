@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from understudy.data.labels import carve, keep_labels
@@ -18,12 +19,14 @@ class Splits:
 
     Attributes:
         train: what students learn from, with the labels that they may see.
-        teacher_train: the same samples with the labels that the teacher may see.
+        teachers: teacher name -> the same samples with the labels that this teacher may see.
+        teacher_train: the same with the labels that any teacher may see, all of them where there is no teacher.
         validation: for selection; None when there is none.
         test: for the final evaluation only.
     """
 
     train: Split
+    teachers: Mapping[str, Split]
     teacher_train: Split
     validation: Split | None
     test: Split
@@ -35,12 +38,15 @@ def make_splits(experiment: Experiment) -> Splits:
     train, validation = source.train, source.validation
     if validation is None and data.validation:
         train, validation = carve(train, data.validation, seed=DATA_SEED)
-    teacher_labels = experiment.teacher.labels if experiment.teacher else None
+    teachers = {name: _kept(train, given.labels) for name, given in experiment.teachers.items()}
     return Splits(
-        train=train if data.labels is None else keep_labels(train, data.labels, seed=DATA_SEED),
-        teacher_train=train
-        if teacher_labels is None
-        else keep_labels(train, teacher_labels, seed=DATA_SEED),
+        train=_kept(train, data.labels),
+        teachers=teachers,
+        teacher_train=max(teachers.values(), key=lambda split: len(split.labelled), default=train),
         validation=validation,
         test=source.test,
     )
+
+
+def _kept(split: Split, labels: int | float | None) -> Split:
+    return split if labels is None else keep_labels(split, labels, seed=DATA_SEED)

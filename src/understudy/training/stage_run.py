@@ -22,6 +22,7 @@ from understudy.models.surgery import surgery_of
 from understudy.models.taps import Tapped, find_module, unchanged
 from understudy.tasks.classification import Classification
 from understudy.teachers.ahead import Ahead, Steps, Targets
+from understudy.teachers.listening import heard
 from understudy.teachers.live import LiveTeacher
 from understudy.teachers.stored import StoredTeacher
 from understudy.teachers.study import Study
@@ -45,7 +46,7 @@ class StageRun:
     Args:
         stage: what to train with.
         student: the student, on the device already.
-        teacher: the teacher, on the device, or its store; None when no method of the stage needs one.
+        teachers: the teachers that its methods listen to, by name: on the device, or their stores.
         loader: the stage's batches.
         split: the samples that the batches are drawn from.
         example: a small batch by which shapes are measured.
@@ -56,8 +57,8 @@ class StageRun:
         precision: how models run.
         world: this process among its peers.
         compile: whether to compile the models.
-        teacher_precision: "float32", "bf16" or "int8" where the teacher runs otherwise than the student.
-        ahead: whether the teacher works on the next batch while the student trains on this one.
+        precisions: teacher name -> "float32", "bf16" or "int8" where it runs otherwise than the student.
+        ahead: names of teachers that work on the next batch while the student trains on this one.
         earlier: method name -> its state at the end of an earlier stage of the same arm.
         study: what the methods are fitted to; None where no method has a `fit`.
 
@@ -72,7 +73,7 @@ class StageRun:
         stage: Stage,
         *,
         student: Model,
-        teacher: Model | StoredTeacher | None,
+        teachers: Mapping[str, Model | StoredTeacher],
         loader: Steps,
         split: Split,
         example: Batch,
@@ -83,8 +84,8 @@ class StageRun:
         precision: Precision,
         world: World,
         compile: bool = False,
-        teacher_precision: str | None = None,
-        ahead: bool = False,
+        precisions: Mapping[str, str | None] | None = None,
+        ahead: Sequence[str] = (),
         earlier: Earlier | None = None,
         study: Study | None = None,
     ) -> None:
@@ -104,16 +105,16 @@ class StageRun:
         self._earlier: Earlier = dict(earlier or {})
         height = _height(example, "student")
         sides: dict[str, Side] = {}
-        runs_teacher = any(method.needs_teacher for method in methods)
-        if isinstance(teacher, StoredTeacher):
-            sides[teacher.role] = StoredSide(teacher.role, teacher.model)
-        elif teacher is not None and any(method.uses_teacher for method in methods):
-            sides["teacher"] = Side(
-                "teacher",
+        for name, teacher in teachers.items():
+            if isinstance(teacher, StoredTeacher):
+                sides[name] = StoredSide(name, teacher.model)
+                continue
+            sides[name] = Side(
+                name,
                 teacher.module,
-                example.inputs["teacher"],
+                example.inputs[name],
                 training=False,
-                input_height=_height(example, "teacher"),
+                input_height=_height(example, name),
             )
         self.wiring = Wiring(
             Side(
@@ -129,36 +130,43 @@ class StageRun:
             earlier=self._earlier,
         )
         for number, method in enumerate(methods):
-            self.wiring.seed = seeding.derive(seed, "method", number, method.name)
+            wiring = self.wiring.heard_by(
+                method.name, method.hears, seeding.derive(seed, "method", number, method.name)
+            )
             with seeding.isolated(seed, "wire", number, method.name):
                 method.to(world.device)
-                method.wire(self.wiring)
-                self.wiring.check_owner(method)
+                method.wire(wiring)
+                wiring.check_owner(method)
                 method.to(world.device)
         # After wiring, which may have put grafts or another head into the student.
         self._frozen = _freeze(student.module, stage.freeze if self._trains_student else [""])
         self.averaging = Averaging(stage, student.module)
         self.teachers: dict[str, LiveTeacher | StoredTeacher] = {}
-        if isinstance(teacher, StoredTeacher) and runs_teacher:
-            teacher.taps = tuple(sides[teacher.role].taps)
-            self.teachers[teacher.role] = teacher
-        self.teachers |= {
-            name: live_teacher(
-                side,
-                methods,
-                task=task,
-                precision=precision,
-                compile=compile,
-                own=teacher_precision,
-                notes=self.wiring.notes,
-            )
-            for name, side in sides.items()
-            if runs_teacher and not isinstance(side, StoredSide)
-        }
+        for name, side in sides.items():
+            asking = [
+                method
+                for method in methods
+                if method.needs_teacher and name in heard(method.hears, list(sides))
+            ]
+            teacher = teachers[name]
+            if asking and isinstance(teacher, StoredTeacher):
+                teacher.taps = tuple(side.taps)
+                self.teachers[name] = teacher
+            elif asking:
+                self.teachers[name] = live_teacher(
+                    side,
+                    asking,
+                    task=task,
+                    precision=precision,
+                    compile=compile,
+                    own=(precisions or {}).get(name),
+                    notes=self.wiring.notes,
+                )
         self.tapped = Tapped(student.module, self.wiring.student.taps, self.wiring.student.copied)
         targets: dict[str, Targets] = {name: live.targets for name, live in self.teachers.items()}
-        if ahead and any(isinstance(each, LiveTeacher) for each in self.teachers.values()):
-            targets = self._look_ahead(targets, methods)
+        early = [name for name in ahead if isinstance(self.teachers.get(name), LiveTeacher)]
+        if early:
+            targets |= self._look_ahead({name: targets[name] for name in early}, methods)
         self.module = TrainingStep(self.tapped, methods, targets, task, compile=compile)
         self.example = example
         self.study = study
@@ -232,17 +240,25 @@ class StageRun:
     def _look_ahead(
         self, targets: Mapping[str, Targets], methods: Sequence[Method]
     ) -> dict[str, Targets]:
-        """Have the teachers begin a step early, unless their inputs are only known in the step itself."""
+        """Have teachers begin a step early, unless their inputs are only known in the step itself."""
+        who = " and ".join(self.wiring.teachers[name].called for name in targets)
         changing = [m.name for m in methods if type(m).inputs is not Method.inputs]
         if changing:
+            names = ", ".join(changing)
             self.wiring.notes.append(
-                f"the teacher does not run ahead: {', '.join(changing)} changes what it sees in each step"
+                f"the {who} cannot run ahead: {names} changes in every step what it sees"
             )
             return dict(targets)
-        self.wiring.notes.append("the teacher runs ahead of the student by one batch")
+        self.wiring.notes.append(f"ahead of the student by one batch: the {who}")
+        known = list(self.teachers)
 
         def wanted(name: str, step: int) -> bool:
-            return any(m.needs_teacher and m.weight_at(step / self.total_steps) for m in methods)
+            return any(
+                m.needs_teacher
+                and name in heard(m.hears, known)
+                and m.weight_at(step / self.total_steps)
+                for m in methods
+            )
 
         self.loader = ahead = Ahead(self.loader, targets, wanted, self._world.device)
         return ahead.targets

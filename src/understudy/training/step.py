@@ -13,6 +13,7 @@ from understudy.methods import Method, Step
 from understudy.models.outputs import Outputs
 from understudy.models.taps import Tapped
 from understudy.tasks.classification import Classification
+from understudy.teachers.listening import heard
 
 Targets = Callable[[Batch], Outputs]
 
@@ -46,6 +47,7 @@ class TrainingStep(nn.Module):
         self.student = student
         self.methods = nn.ModuleList(methods)
         self._teachers, self._task = dict(teachers), task
+        self._names = list(teachers)
         run = torch.compile(student) if compile else student
         # In a list, so that the compiled wrapper is not registered as a second student.
         self._run = [run]
@@ -80,14 +82,15 @@ class TrainingStep(nn.Module):
         )
         total: torch.Tensor | None = None
         terms: dict[str, torch.Tensor] = {}
-        if len(self._teachers) == 1 and any(method.needs_teacher for _, method, _ in weighted):
-            # The teacher goes first: the memory that it frees serves the student, whose activations are
-            # then still in the caches when the backward pass wants them. The other order costs a tenth
-            # of a step on a CPU.
-            _ = step.teacher
+        # Teachers go first: the memory that they free serves the student, whose activations are then still in the
+        # caches when the backward pass wants them. The other order costs a tenth of a step on a CPU.
+        for _, method, _ in weighted:
+            if method.needs_teacher:
+                for name in heard(method.hears, self._names):
+                    _ = step.teachers[name]
         for index, method, weight in weighted:
             try:
-                given = method.loss(step)
+                given = method.loss(step.heard_by(method))
             except (StoreError, TrainingError) as error:
                 raise type(error)(f"Method '{method.name}': {error}") from error
             named = {"": given} if isinstance(given, torch.Tensor) else given
@@ -118,7 +121,7 @@ class TrainingStep(nn.Module):
         with torch.no_grad():
             for step in steps:
                 for method in self.active:
-                    method.after_step(step)
+                    method.after_step(step.heard_by(method))
 
     def forget(self) -> None:
         """Drop the steps that were taken: the optimiser does not follow them."""

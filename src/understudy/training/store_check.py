@@ -18,7 +18,7 @@ from understudy.training.context import Context
 from understudy.training.distribution import join_world
 from understudy.training.experiment import Experiment
 from understudy.training.labeller import Labeller, pieces_of
-from understudy.training.labelling import teacher_to_label
+from understudy.training.labelling import stored_teacher, teacher_to_label
 from understudy.training.splits import make_splits
 from understudy.training.teacher import store_key
 
@@ -49,32 +49,35 @@ class ColumnCheck:
         return self.found.maximum <= self.allowed
 
 
-def verify(experiment: Experiment, *, samples: int = 256, seed: int = 0) -> list[ColumnCheck]:
+def verify(
+    experiment: Experiment, *, samples: int = 256, seed: int = 0, teacher: str | None = None
+) -> list[ColumnCheck]:
     """Run the teacher on random samples and views, and compare with what is stored.
 
     Args:
         experiment: what the store is for; its teacher has a model and a store.
         samples: how many (sample, view) pairs, at most.
         seed: which ones.
+        teacher: the name of the teacher; None for the only one that has a store.
 
     Raises:
         StoreError: the store is damaged or does not match the recipe.
     """
     context = Context(experiment, make_splits(experiment), join_world(experiment.settings.device))
-    teacher = teacher_to_label(context)
-    given = experiment.teacher
-    assert given is not None and given.store is not None
-    store = context.open_store(given.store.path)
-    store.check_key(store_key(context, teacher))
+    name = stored_teacher(experiment, teacher)
+    model, settings = teacher_to_label(context, name), experiment.teachers[name].store
+    assert settings is not None
+    store = context.open_store(settings.path)
+    store.check_key(store_key(context, model))
     split = context.splits.train
     store.check_holds(split.ids)
-    inputs = context.example(split, {"teacher": teacher.preprocess}).inputs["teacher"]
-    side = Side("teacher", teacher.module, inputs, training=False, input_height=None)
+    inputs = context.example(split, {"teacher": model.preprocess}).inputs["teacher"]
+    side = Side("teacher", model.module, inputs, training=False, input_height=None)
     for tap in store.taps:
         side.tap(tap)
     making = store.manifest.making
     labeller = Labeller(
-        context, teacher, taps=side.taps, copied=side.copied, precision=making["precision"]
+        context, model, taps=side.taps, copied=side.copied, precision=making["precision"]
     )
     draws = torch.randperm(
         len(split) * store.views, generator=seeding.stream(seed, "verify store")

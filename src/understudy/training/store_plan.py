@@ -10,6 +10,7 @@ from understudy.models.model import Model
 from understudy.teachers.store.codecs import Dense, Sparse, record_bytes
 from understudy.teachers.stored import StoredModel
 from understudy.training.context import Context
+from understudy.training.experiment import place_of
 from understudy.training.splits import DATA_SEED
 
 EXAMPLE_VIEWS = 8
@@ -57,16 +58,17 @@ class StorePlan:
 
 
 def plan_store(
-    context: Context, teacher: Model | StoredModel | None, uses: Sequence[TeacherUse]
+    context: Context, name: str, teacher: Model | StoredModel, uses: Sequence[TeacherUse]
 ) -> StorePlan | None:
     """Reckon what a store costs and saves; None where no stage asks for the teacher.
 
     Args:
         context: the run's data and settings.
-        teacher: its teacher.
+        name: the teacher's name.
+        teacher: one of its teachers.
         uses: the stages of all arms, for one seed, that ask for the teacher.
     """
-    if teacher is None or not uses:
+    if not uses:
         return None
     views = context.views(DATA_SEED)
     samples = len(context.splits.train)
@@ -84,7 +86,7 @@ def plan_store(
         label = seconds * samples * count
         live = seeds * sum(use.rows * (use.seconds or 0.0) for use in uses)
     rows = seeds * sum(use.rows for use in uses)
-    sentence = _sentence(rows / max(1, samples), count, endless, label, live)
+    sentence = _sentence(rows / max(1, samples), count, endless, label, live, place_of(name))
     sizes = _sizes(len(context.classes), uses, samples * count)
     return StorePlan(count, samples, sizes, label, live, False, sentence)
 
@@ -106,7 +108,12 @@ def _sizes(classes: int, uses: Sequence[TeacherUse], rows: int) -> dict[str, int
 
 
 def _sentence(
-    passes: float, count: int, endless: bool, label: float | None, live: float | None
+    passes: float,
+    count: int,
+    endless: bool,
+    label: float | None,
+    live: float | None,
+    place: str,
 ) -> str:
     """Say whether a store pays on this device: the teacher has to see every different view once.
 
@@ -116,6 +123,7 @@ def _sentence(
         endless: whether the recipe shows a new view on every pass.
         label: seconds to fill the store.
         live: seconds of the teacher without it.
+        place: where a recipe says things about the teacher.
     """
     gain = ""
     if label is not None and live is not None:
@@ -138,5 +146,5 @@ def _sentence(
         )
     return (
         f"A store would pay: {passes:.3g} passes over the data look at {count} views of each sample.{gain} Fill it "
-        "with `understudy label RECIPE teacher.store=PATH`."
+        f"with `understudy label RECIPE {place}.store=PATH`."
     )

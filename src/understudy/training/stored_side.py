@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 
 import torch
 from torch import nn
@@ -17,7 +17,9 @@ from understudy.errors import PreflightError, StoreError, suggestion
 from understudy.methods import Method
 from understudy.methods.wiring import Side, TapShape
 from understudy.models.description import ModelDescription
+from understudy.teachers.store import Store
 from understudy.teachers.stored import StoredModel, StoredTeacher
+from understudy.training.experiment import place_of
 from understudy.training.stage import Stage
 
 FEW = 8
@@ -92,15 +94,14 @@ class StoredSide(Side):
 
 
 def stored_example(
-    stored: StoredTeacher,
+    stored: Sequence[StoredTeacher],
     split: Split,
     views: Views,
     encoders: Mapping[str, Encoder],
     device: torch.device,
     classes: int,
 ) -> Batch:
-    """Return a first view of the first samples, for which a store has the teacher's answer, features included."""
-    store = stored.model.store
+    """Return a first view of the first samples, for which stores have the teachers' answers, features included."""
     loader = TrainingLoader(
         split,
         SampleOrder(torch.arange(min(FEW, len(split))), batch_size=FEW, seed=0),
@@ -109,12 +110,16 @@ def stored_example(
         device=device,
         classes=classes,
         workers=0,
-        lookups={stored.role: lambda ids, view: store.lookup(ids, view, store.taps)},
+        lookups={one.role: partial(_everything, one.model.store) for one in stored},
     )
     return next(loader.steps(0, 1))[0]
 
 
-def refuse_changed_inputs(stage: Stage, teacher: StoredModel) -> None:
+def _everything(store: Store, ids: torch.Tensor, views: torch.Tensor) -> dict[str, torch.Tensor]:
+    return store.lookup(ids, views, store.taps)
+
+
+def refuse_changed_inputs(stage: Stage, name: str, teacher: StoredModel) -> None:
     """Refuse methods that change what the models see: a store has no answer for that.
 
     Raises:
@@ -125,5 +130,5 @@ def refuse_changed_inputs(stage: Stage, teacher: StoredModel) -> None:
         raise PreflightError(
             f"Stage '{stage.name}' uses {', '.join(changing)}, which changes what the teacher sees, so that the "
             f"answers in the store {teacher.store.place} would be those to something else. Run the teacher itself: "
-            "leave out teacher.store."
+            f"leave out {place_of(name)}.store."
         )

@@ -1,4 +1,4 @@
-"""The teacher of a run: a model, or what a store holds of one."""
+"""The teachers of a run: each a model, or what a store holds of one."""
 
 from __future__ import annotations
 
@@ -13,28 +13,37 @@ from understudy.teachers.store import Key, Store
 from understudy.teachers.store.key import data_identity, plain, view_recipe
 from understudy.teachers.stored import StoredModel
 from understudy.training.context import Context
-from understudy.training.experiment import TEACHER
+from understudy.training.experiment import TEACHER, ExperimentTeacher
 from understudy.training.splits import DATA_SEED
 
 logger = logging.getLogger("understudy")
 
 
-def build_teacher(context: Context) -> Model | StoredModel | None:
-    """Build the teacher of a run, or open its store and check that it is the right one.
+def build_teachers(context: Context) -> dict[str, Model | StoredModel]:
+    """Build the teachers of a run by name, or open their stores and check that they are the right ones.
+
+    Raises:
+        StoreError: as `build_teacher`.
+    """
+    return {
+        name: build_teacher(context, name, given)
+        for name, given in context.experiment.teachers.items()
+    }
+
+
+def build_teacher(context: Context, name: str, given: ExperimentTeacher) -> Model | StoredModel:
+    """Build one teacher of a run, or open its store and check that it is the right one.
 
     A model beside a store is built once to compare its weights and preprocessing, and let go again.
 
     Raises:
         StoreError: there is no store, it is damaged, does not match (every difference is named), or lacks samples.
     """
-    given = context.experiment.teacher
-    if given is None:
-        return None
     seed = context.experiment.settings.seeds[0]
 
     def build() -> Model:
-        assert given is not None and given.build is not None
-        with seeding.isolated(seed, TEACHER):
+        assert given.build is not None
+        with seeding.isolated(seed, *seed_names(name)):
             return given.build()
 
     if given.store is None:
@@ -53,6 +62,11 @@ def build_teacher(context: Context) -> Model | StoredModel | None:
         store.manifest.bytes / 1e6,
     )
     return StoredModel(store, build if given.build is not None else None)
+
+
+def seed_names(teacher: str) -> tuple[str, ...]:
+    """Return what the initial weights of a teacher are drawn under: an only teacher needs no name."""
+    return (TEACHER,) if teacher == TEACHER else (TEACHER, teacher)
 
 
 def store_key(context: Context, teacher: Model | None) -> Key:

@@ -41,7 +41,7 @@ class Entry:
     @property
     def model(self) -> str:
         """Return the name of the arm's network, "" when the run does not say."""
-        known = self.run.models.get("teacher" if self.row.role == "teacher" else "student")
+        known = self.run.models.get(self.row.arm if self.row.role == "teacher" else "student")
         return known.name if known is not None else ""
 
     @property
