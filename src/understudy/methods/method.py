@@ -13,14 +13,17 @@ import torch.distributed as dist
 from torch import nn
 
 from understudy.data.batch import Batch
-from understudy.errors import UnderstudyError, suggestion
+from understudy.errors import UnderstudyError, suggestion, unknown_name
 from understudy.methods.wiring import Wiring
 from understudy.models.outputs import Outputs
 from understudy.registry import Registry
 from understudy.tasks.classification import Classification
 from understudy.teachers.listening import Combined, Hears, check_hears
+from understudy.teachers.phi_s import Standardised
 from understudy.teachers.study import Study
 
+TeacherFeatures = Literal["phi_s"]
+"""How a teacher's features are standardised."""
 Family = Literal[
     "labels", "response", "feature", "relation", "information", "self-supervision", "structure"
 ]
@@ -82,6 +85,10 @@ class Method(nn.Module):
     weight: float | Ramp
     hears: Hears | None
     """To which of several teachers it listens (see `listening_to`); None for the only one, or the average of all."""
+    teacher_features: TeacherFeatures | None
+    """What becomes of the teacher's features before it reads them (see `listening_to`)."""
+    standardised: Standardised | None
+    """What does that in a stage, once the method is wired."""
 
     def __init_subclass__(cls, *, name: str | None = None, **kwargs: Any) -> None:
         """Enter the class into the registry under `name`."""
@@ -95,14 +102,18 @@ class Method(nn.Module):
         super().__init__()
         self.weight = 1.0
         self.hears = None
+        self.teacher_features = None
+        self.standardised = None
 
     def weighted(self, weight: float | Ramp) -> Self:
         """Set the factor of this method's loss in the stage's sum, and return the method."""
         self.weight = weight
         return self
 
-    def listening_to(self, teacher: Hears | None) -> Self:
-        """Set to which of several teachers this method listens, and return the method.
+    def listening_to(
+        self, teacher: Hears | None = None, *, features: TeacherFeatures | None = None
+    ) -> Self:
+        """Set to which of several teachers this method listens, and how; return the method.
 
         What it is wired and fitted to, and what `step.teacher` gives, is then that teacher's. Logits, but nothing else,
         can also come from several at once.
@@ -110,13 +121,23 @@ class Method(nn.Module):
         Args:
             teacher: a name; the names of those whose probabilities are averaged, or name -> weight in the average; a
                 `Route`, which chooses one for each sample; None for the only teacher, or the average of all.
+            features: "phi_s" for features that are standardised (`teachers.phi_s.PhiS`), fitted before the stage;
+                None for features as they are.
 
         Raises:
-            UnderstudyError: an average of nobody, or with weights that are not greater than 0.
+            UnderstudyError: an average of nobody, or with weights that are not greater than 0; a method that fits to
+                the features itself, which would fit to others than it reads.
         """
         if teacher is not None:
             check_hears(teacher)
-        self.hears = teacher
+        if features not in (None, "phi_s"):
+            raise unknown_name("standardisation of features", str(features), ["phi_s"])
+        if features is not None and self.fits:
+            raise UnderstudyError(
+                f"Method '{self.name}' is fitted to the teacher's features as they are; they cannot be standardised "
+                "for it."
+            )
+        self.hears, self.teacher_features = teacher, features
         return self
 
     @property
@@ -152,9 +173,35 @@ class Method(nn.Module):
         return type(self).fit is not Method.fit
 
     @property
+    def needs_study(self) -> bool:
+        """Whether anything of it is fitted to the teacher: the method itself, or how features are standardised."""
+        return self.fits or self.teacher_features is not None
+
+    @property
     def uses_teacher(self) -> bool:
         """Whether there has to be a teacher: for the loss, or to fit to."""
         return self.needs_teacher or self.fits
+
+    def wired_to(self, wiring: Wiring) -> None:
+        """Wire the method, and set up what stands between it and the teacher's features.
+
+        Raises:
+            UnderstudyError: features are to be standardised and none are read.
+        """
+        if self.teacher_features is None:
+            self.wire(wiring)
+            return
+        with wiring.recorded() as taps:
+            self.wire(wiring)
+        if not taps:
+            raise UnderstudyError(
+                f"Method '{self.name}' reads no features of the teacher, so there is nothing to standardise. Leave "
+                "teacher_features out."
+            )
+        self.standardised = Standardised([(tap.name, tap.width) for tap in taps.values()])
+        wiring.notes.append(
+            f"{self.name}: teacher's features standardised by PHI-S at {', '.join(taps)}"
+        )
 
     def wire(self, wiring: Wiring) -> None:
         """Ask for taps and size projectors. Called once per stage, when the shapes are known."""
@@ -225,9 +272,9 @@ class Step:
     def heard_by(self, method: Method) -> Step:
         """Return the step as a method sees it: `teacher` is what the method listens to. The same one every time.
 
-        With one teacher that is the step itself.
+        With one teacher, whose features are read as they are, that is the step itself.
         """
-        if method.hears is None and len(self.teachers) < 2:
+        if method.hears is None and method.standardised is None and len(self.teachers) < 2:
             return self
         if method not in self._heard:
             view = Step(
@@ -249,6 +296,13 @@ class Step:
     @cached_property
     def teacher(self) -> Outputs:
         """The outputs of the teacher that the method listens to: of the only one where nothing else is said."""
+        found = self._listened()
+        if self.method is None or self.method.standardised is None:
+            return found
+        standardised: Outputs = self.method.standardised(found)
+        return standardised
+
+    def _listened(self) -> Outputs:
         hears = None if self.method is None else self.method.hears
         if isinstance(hears, str):
             return self.teachers[hears]

@@ -181,7 +181,7 @@ class Kind:
         """Return the component by which a recipe would name a live object, None when there is none."""
         for name in self.names():
             if self.find(name) is type(value):
-                keywords = self.section(name).model_fields
+                keywords = [key for key in self.section(name).model_fields if key not in self.extra]
                 if not all(hasattr(value, key) for key in keywords):
                     return None
                 try:

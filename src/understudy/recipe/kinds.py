@@ -16,7 +16,7 @@ from understudy.data.source import Source, sources
 from understudy.data.sources.python import from_dataset, from_tensors
 from understudy.data.views import Mixing, Transform, transforms
 from understudy.errors import UnknownName, suggestion
-from understudy.methods.method import Method, Ramp, methods
+from understudy.methods.method import Method, Ramp, TeacherFeatures, methods
 from understudy.models.build import builders
 from understudy.models.build import names as model_names
 from understudy.models.model import Model
@@ -44,12 +44,18 @@ class _MethodKind(Kind):
             "which of several teachers it listens to: a name; names, or name -> weight, for the average of their "
             "probabilities; or a route that chooses one for each sample",
         ),
+        "teacher_features": (
+            TeacherFeatures | None,
+            None,
+            "how the teacher's features are standardised before the method reads them; null for as they are",
+        ),
     }
 
     def component(self, name: str, values: Mapping[str, Any]) -> Component:
         # Nothing said is nothing written: a recipe with one teacher needs no key for it.
+        optional = ("teacher", "teacher_features")
         given = {
-            key: value for key, value in values.items() if key != "teacher" or value is not None
+            key: value for key, value in values.items() if key not in optional or value is not None
         }
         return super().component(name, given)
 
@@ -58,6 +64,8 @@ class _MethodKind(Kind):
         extra = {"weight": value.weight}
         if value.hears is not None:
             extra["teacher"] = value.hears
+        if value.teacher_features is not None:
+            extra["teacher_features"] = value.teacher_features
         return Component(self.label, component.name, component.keywords, extra, component.live)
 
     def make(self, component: Component) -> Method:
@@ -66,7 +74,9 @@ class _MethodKind(Kind):
             # A method holds projectors and banks once it is wired: every member needs its own.
             method = copy.deepcopy(method)
         method.weighted(component.extra.get("weight", 1.0))
-        return method.listening_to(component.extra.get("teacher"))
+        return method.listening_to(
+            component.extra.get("teacher"), features=component.extra.get("teacher_features")
+        )
 
 
 class _OptimizerKind(Kind):

@@ -195,8 +195,12 @@ def read_arms(value: Any, defaults: Defaults) -> dict[str, Arm]:
         raise problem(f"expected a mapping from names to lists of methods, found {found(value)}")
 
     def one(name: Any, item: Any) -> Arm:
-        if name == TEACHER or str(name).startswith(f"{TEACHER}."):
-            raise problem(f"an arm cannot be called '{name}', the name of a teacher's own results")
+        if name == TEACHER:
+            raise problem(
+                "an arm cannot be called 'teacher', the name of the teacher's own results"
+            )
+        if str(name).startswith(f"{TEACHER}."):
+            raise problem(f"an arm cannot be called '{name}', as a teacher's own results are")
         check_name(name)
         return read_arm(item, defaults)
 

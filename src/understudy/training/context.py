@@ -180,7 +180,7 @@ class Context:
                 everyone[name] = each.preprocess
                 if name in asked:
                     encoders[name] = each.preprocess
-        fits = any(method.fits for method in using)
+        fits = any(method.needs_study for method in using)
         order = SampleOrder.over(
             split,
             batch_size=self.batch_size,
@@ -229,7 +229,7 @@ class Context:
 
     def _fitted(self, using: Sequence[Method], teachers: Teachers) -> dict[str, Model]:
         """Return the teachers that methods fit to, also where outputs are stored: a fit runs them on what it likes."""
-        names = heard_by_any([method for method in using if method.fits], teachers)
+        names = heard_by_any([method for method in using if method.needs_study], teachers)
         found = {name: teachers[name] for name in names}
         return {
             name: self.place(each.model) if isinstance(each, StoredModel) else each

@@ -71,10 +71,10 @@ def make_study(
 
 
 def fit_methods(study: Study, methods: Sequence[Method], seed: int, device: torch.device) -> None:
-    """Fit each method that has a `fit` to the teachers that it listens to, in the stage's order."""
+    """Fit what each method fits to the teachers that it listens to, in the stage's order."""
     whole = study
     for number, method in enumerate(methods):
-        if not method.fits:
+        if not method.needs_study:
             continue
         names = heard(method.hears, list(whole.teachers))
         study = whole
@@ -87,7 +87,10 @@ def fit_methods(study: Study, methods: Sequence[Method], seed: int, device: torc
         study.guessed = False
         before = _outside(method)
         with seeding.isolated(seed, "fit", number, method.name), torch.no_grad():
-            method.fit(study)
+            if method.standardised is not None:
+                method.standardised.fit(study)
+            if method.fits:
+                method.fit(study)
             if study.guessed and _differ(before, _outside(method)):
                 # A checkpoint does not bring back what lies outside of parameters and buffers.
                 method.fit(dataclasses.replace(study, mode="real"))

@@ -135,7 +135,7 @@ class StageRun:
             )
             with seeding.isolated(seed, "wire", number, method.name):
                 method.to(world.device)
-                method.wire(wiring)
+                method.wired_to(wiring)
                 wiring.check_owner(method)
                 method.to(world.device)
         # After wiring, which may have put grafts or another head into the student.
