@@ -382,3 +382,44 @@ def test_compiled_teachers_teach_the_same(trained: dict[str, Any]) -> None:
     _, compiled = trial([KD(), FitNet().listening_to("big").weighted(0.1)], trained, compile=True)
     for name, value in eager.items():
         torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=1e-4)
+
+
+def test_features_arrive_standardised_and_are_fitted_once(
+    trained: dict[str, Any], tmp_path: Path
+) -> None:
+    class Seen(FitNet, name=None):
+        kept: list[torch.Tensor] = []
+
+        def loss(self, step: Step) -> torch.Tensor:
+            self.kept.append(step.features(*self.places)[1])
+            self.kept.append(step.teachers["big"].features[self.places[1]])
+            return super().loss(step)
+
+    def arms(number: int) -> dict[str, Any]:
+        method = Seen("fc@input", "fc@input").listening_to("big", features="phi_s")
+        return {"a": [{"methods": [method], "epochs": number, "name": "hint"}]}
+
+    for number in (1, 2):
+        run(experiment(arms(number), teachers=trained), tmp_path / str(number))
+        (line,) = lines(tmp_path / str(number), "fit")
+        assert [note["what"] for note in line["fitted"]] == ["moments of fc@input"]
+        assert [note["found"] for note in line["fitted"]] == [number == 2]
+    # Of the last pass over all samples; a batch of 16 does not fill 84 samples to the end.
+    pairs = list(zip(Seen.kept[::2], Seen.kept[1::2], strict=True))[-5:]
+    standardised, raw = (torch.cat(rows) for rows in zip(*pairs, strict=True))
+    assert not torch.allclose(standardised, raw)
+    variances = standardised.var(dim=0)
+    assert 0.7 < float(variances.min()) and float(variances.max()) < 1.4
+    spread = raw.var(dim=0)
+    assert float(spread.max() / spread.min()) > float(variances.max() / variances.min())
+    plan = make_plan(experiment(arms(1), teachers=trained))
+    notes = [note for stage in plan.stages for note in stage.notes]
+    assert "fitnet: teacher's features standardised by PHI-S at fc@input" in notes or any(
+        "standardised by PHI-S at fc@input" in note for note in notes
+    )
+    silent = experiment(
+        {"a": [{"methods": [KD().listening_to("big", features="phi_s")], "epochs": 1}]},
+        teachers=trained,
+    )
+    with pytest.raises(UnderstudyError, match="'kd' reads no features of the teacher"):
+        run(silent, tmp_path / "silent")
