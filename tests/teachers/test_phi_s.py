@@ -66,14 +66,18 @@ def test_the_matrix_is_orthogonal_and_balances_any_spectrum(width: int) -> None:
         diagonal = (matrix @ torch.diag(values) @ matrix.T).diagonal()
         torch.testing.assert_close(diagonal, values.mean().expand(width), atol=1e-9, rtol=1e-6)
     if width in (2, 8):
-        assert torch.equal((balancing(values) * width**0.5).round().abs(), torch.ones(width, width).double())
+        assert torch.equal(
+            (balancing(values) * width**0.5).round().abs(), torch.ones(width, width).double()
+        )
 
 
 def test_few_samples_and_what_does_not_vary() -> None:
     one = PhiS(10)
     rows = skewed(10, count=60, rank=3)
     one.take(moments(rows))
-    torch.testing.assert_close(one(rows).var(dim=0, correction=0), torch.ones(10), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        one(rows).var(dim=0, correction=0), torch.ones(10), atol=1e-4, rtol=0
+    )
     with pytest.raises(UnderstudyError, match="60 rows of the tap 'layer' are equal"):
         PhiS(10).take(moments(torch.ones(60, 10)))
 
