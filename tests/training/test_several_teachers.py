@@ -38,7 +38,7 @@ ROUTE = {"by": "label", "classes": {"big": [0, 2], "other": [1]}}
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Two trained teachers of another kind, with preprocessing of their own."""
     path = tmp_path_factory.mktemp("teachers") / "run"
-    several = {"big": {"mean": 0.25}, "other": {"kind": "steady", "mean": 0.1, "epochs": 6}}
+    several = {"big": {"mean": 0.25}, "other": {"kind": "resnet8", "mean": 0.1, "epochs": 4}}
     run(experiment({"baseline": [{"methods": ["supervised"], "steps": 1}]}, teachers=several), path)
     return {
         name: {**given, "file": str(path / "models" / name / "model.safetensors")}
@@ -125,7 +125,7 @@ def test_agreement_is_with_the_mean_of_those_that_were_heard(
 def test_a_named_teacher_among_several_teaches_what_it_teaches_alone(
     trained: dict[str, Any], tmp_path: Path
 ) -> None:
-    for name, other in (("big", "resnet14"), ("other", "steady")):
+    for name, other in (("big", "resnet14"), ("other", "resnet8")):
         arms = {"a": arm(("kd", 1.0, name), ("fitnet", 0.1, name))}
         given = trained[name]
         run(experiment(arms, teachers=trained, augment=True), tmp_path / f"{name}-several")
@@ -251,7 +251,7 @@ def test_the_preflight_names_the_teacher_that_is_wrong(
 
     def wider() -> Any:
         made = make()
-        made.module.fc = torch.nn.Linear(6, 5)
+        made.module.fc = torch.nn.Linear(made.module.fc.in_features, 5)
         return made
 
     built.teachers["other"].build = wider
@@ -382,3 +382,44 @@ def test_compiled_teachers_teach_the_same(trained: dict[str, Any]) -> None:
     _, compiled = trial([KD(), FitNet().listening_to("big").weighted(0.1)], trained, compile=True)
     for name, value in eager.items():
         torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=1e-4)
+
+
+def test_features_arrive_standardised_and_are_fitted_once(
+    trained: dict[str, Any], tmp_path: Path
+) -> None:
+    class Seen(FitNet, name=None):
+        kept: list[torch.Tensor] = []
+
+        def loss(self, step: Step) -> torch.Tensor:
+            self.kept.append(step.features(*self.places)[1])
+            self.kept.append(step.teachers["big"].features[self.places[1]])
+            return super().loss(step)
+
+    def arms(number: int) -> dict[str, Any]:
+        method = Seen("fc@input", "fc@input").listening_to("big", features="phi_s")
+        return {"a": [{"methods": [method], "epochs": number, "name": "hint"}]}
+
+    for number in (1, 2):
+        run(experiment(arms(number), teachers=trained), tmp_path / str(number))
+        (line,) = lines(tmp_path / str(number), "fit")
+        assert [note["what"] for note in line["fitted"]] == ["moments of fc@input"]
+        assert [note["found"] for note in line["fitted"]] == [number == 2]
+    # Of the last pass over all samples; a batch of 16 does not fill 84 samples to the end.
+    pairs = list(zip(Seen.kept[::2], Seen.kept[1::2], strict=True))[-5:]
+    standardised, raw = (torch.cat(rows) for rows in zip(*pairs, strict=True))
+    assert not torch.allclose(standardised, raw)
+    variances = standardised.var(dim=0)
+    assert float(variances.min()) > 0.7 and float(variances.max()) < 1.4
+    spread = raw.var(dim=0)
+    assert float(spread.max() / spread.min()) > float(variances.max() / variances.min())
+    plan = make_plan(experiment(arms(1), teachers=trained))
+    notes = [note for stage in plan.stages for note in stage.notes]
+    assert "fitnet: teacher's features standardised by PHI-S at fc@input" in notes or any(
+        "standardised by PHI-S at fc@input" in note for note in notes
+    )
+    silent = experiment(
+        {"a": [{"methods": [KD().listening_to("big", features="phi_s")], "epochs": 1}]},
+        teachers=trained,
+    )
+    with pytest.raises(UnderstudyError, match="'kd' reads no features of the teacher"):
+        run(silent, tmp_path / "silent")

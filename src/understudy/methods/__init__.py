@@ -49,6 +49,7 @@ from understudy.methods.tf_kd import TfKD
 from understudy.methods.uskd import USKD
 from understudy.methods.vid import VID
 from understudy.methods.wiring import Wiring
+from understudy.teachers.listening import Route
 from understudy.teachers.study import Study
 
 __all__ = [
@@ -94,6 +95,7 @@ __all__ = [
     "Procrustes",
     "Ramp",
     "Review",
+    "Route",
     "SSKDHead",
     "SimCLR",
     "SinKD",

@@ -70,13 +70,17 @@ class PhiS(nn.Module):
         """Return features [B, D], [B, T, D] or [B, D, H, W], standardised, in float32 or better."""
         with torch.autocast(features.device.type, enabled=False):
             moved = self._last(features)
-            return self._back(((moved - self.mean) @ self.matrix.T) / self.alpha, features)
+            return self._back(
+                ((moved - self.mean) @ self.matrix.to(moved.dtype).T) / self.alpha, features
+            )
 
     def inverse(self, standardised: torch.Tensor) -> torch.Tensor:
         """Return the features that `forward` gives `standardised` for."""
         with torch.autocast(standardised.device.type, enabled=False):
             moved = self._last(standardised)
-            return self._back((moved * self.alpha) @ self.matrix + self.mean, standardised)
+            return self._back(
+                (moved * self.alpha) @ self.matrix.to(moved.dtype) + self.mean, standardised
+            )
 
     def _last(self, features: torch.Tensor) -> torch.Tensor:
         place = 1 if features.dim() == 4 else -1
