@@ -75,9 +75,9 @@ def fixed_time(options: Options) -> Row:
     best = max(value for contender, value in row.values.items() if contender != OURS)
     row.goals.append(Goal("at least as accurate as the best other", row.values[OURS] - best, 0.0))
     row.notes.append(
-        f"{options.seeds} seed(s). kd:resnet56 -> kd:resnet20, batch 64, no augmentation, constant rate. understudy and "
-        f"the labels alone run in {precision}; understudy learns from a store whose build took {build:.0f} s, which "
-        "are not in its time."
+        f"{options.seeds} seed(s). kd:resnet56 -> kd:resnet20, batch 64, no augmentation, constant rate. understudy "
+        f"and the labels alone run in {precision}; understudy learns from a store whose build took {build:.0f} s, "
+        "which are not in its time."
     )
     if options.peer is not None:
         row.notes.append(f"Without torchdistill: {options.peer}.")

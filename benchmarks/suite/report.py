@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,14 +59,15 @@ def write_docs(folder: Path, machine: dict[str, Any], rows: Sequence[Row]) -> No
         "<!-- Written by `python -m benchmarks.suite --docs docs`. -->",
         "",
         "understudy beside a loop written by hand and beside torchdistill 1.1.4, on the same tensors, in the same run.",
-        "Contenders take turns; every number is a median of rounds, every ratio the median over the rounds of the ratio",
-        "in one round. Before a row is timed, ten steps from equal weights have to give equal losses.",
+        "Contenders take turns; every number is a median of rounds, every ratio the median over the rounds of the",
+        "ratio in one round. Before a row is timed, ten steps from equal weights have to give equal losses.",
         "",
         f"Machine: {machine['processor']}, {machine['threads']} threads, {machine['capability']}; {versions}.",
         "",
     ]
-    drawn = plot(folder / ASSET, rows)
-    if drawn:
+    if importlib.util.find_spec("matplotlib") is None:
+        print("No plot is drawn: matplotlib is not installed.", file=sys.stderr)
+    elif plot(folder / ASSET, rows):
         text += [f"![Speed relative to the contenders]({ASSET.as_posix()})", ""]
     (folder / "benchmarks.md").write_text("\n".join([*text, table(rows), ""]))
 

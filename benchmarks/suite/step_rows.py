@@ -127,7 +127,8 @@ def _gate(row: Row, task: Task, precision: Precision, options: Options) -> bool:
         if difference > allowed and name != OURS:
             row.notes.append(f"{name}: different objective, its losses differ by {difference:.1e}.")
     if row.gate[OURS] > allowed:
-        row.skipped = f"understudy's losses differ by {row.gate[OURS]:.1e} from the plain loop's (allowed {allowed:.0e})"
+        found = f"{row.gate[OURS]:.1e} (allowed {allowed:.0e})"
+        row.skipped = f"understudy's losses differ from the plain loop's by {found}"
     return row.skipped is None
 
 

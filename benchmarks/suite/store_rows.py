@@ -115,9 +115,9 @@ def _compare_files(
         Goal("a sample read at least 500 times faster", faster, 500),
     ]
     row.notes.append(
-        f"Bytes a sample in files: {own[0]:.0f} (top {KEPT}, float16, {count} samples) and {theirs[0]:.0f} (all logits, "
-        f"torchdistill); in blocks of the disk {own[1]:.0f} and {theirs[1]:.0f}. A read takes {1e6 * read:.2f} us in "
-        f"batches of {task.batch}, and {1e6 * their_read:.0f} us."
+        f"Bytes a sample in files: {own[0]:.0f} (top {KEPT}, float16, {count} samples) and {theirs[0]:.0f} (all "
+        f"logits, torchdistill); in blocks of the disk {own[1]:.0f} and {theirs[1]:.0f}. A read "
+        f"takes {1e6 * read:.2f} us in batches of {task.batch}, and {1e6 * their_read:.0f} us."
     )
 
 
