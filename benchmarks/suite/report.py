@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+import math
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -65,32 +65,38 @@ def write_docs(folder: Path, machine: dict[str, Any], rows: Sequence[Row]) -> No
         f"Machine: {machine['processor']}, {machine['threads']} threads, {machine['capability']}; {versions}.",
         "",
     ]
-    if importlib.util.find_spec("matplotlib") is None:
-        print("No plot is drawn: matplotlib is not installed.", file=sys.stderr)
-    elif plot(folder / ASSET, rows):
+    bars = [(f"{row.name}: {name}", value) for row in rows for name, value in row.ratios.items()]
+    if bars:
+        (folder / ASSET).parent.mkdir(parents=True, exist_ok=True)
+        (folder / ASSET).write_text(plot(bars))
         text += [f"![Speed relative to the contenders]({ASSET.as_posix()})", ""]
     (folder / "benchmarks.md").write_text("\n".join([*text, table(rows), ""]))
 
 
-def plot(path: Path, rows: Sequence[Row]) -> bool:
-    """Draw the paired ratios as bars; tell whether there were any."""
-    import matplotlib
+def plot(bars: Sequence[tuple[str, float]]) -> str:
+    """Return the paired ratios as bars on a logarithmic axis, an SVG image; a line stands at 1."""
+    left, width, step = 330, 360, 24
+    logs = [math.log10(max(1e-3, value)) for _, value in bars]
+    low, high = min(-0.1, *logs), max(0.1, *logs)
 
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
+    def place(log: float) -> float:
+        return left + width * (log - low) / (high - low)
 
-    bars = [(f"{row.name}: {name}", value) for row in rows for name, value in row.ratios.items()]
-    if not bars:
-        return False
-    plt.rcParams["svg.hashsalt"] = "understudy"
-    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.35 * len(bars)))
-    names, values = zip(*reversed(bars), strict=True)
-    axes.barh(names, values, color="#3b6ea5")
-    axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_xlabel("times as fast (paired rounds)")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
-    return True
+    height = step * len(bars) + 30
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" font-family="sans-serif" font-size="12">',
+        f'<rect width="760" height="{height}" fill="white"/>',
+    ]
+    for position, ((name, value), log) in enumerate(zip(bars, logs, strict=True)):
+        top = 8 + step * position
+        begin, end = sorted((place(0), place(log)))
+        parts += [
+            f'<text x="{left - 8}" y="{top + 13}" text-anchor="end">{escape(name)}</text>',
+            f'<rect x="{begin:.1f}" y="{top}" width="{end - begin:.1f}" height="16" fill="#3b6ea5"/>',
+            f'<text x="{end + 4:.1f}" y="{top + 13}">{number(value)}</text>',
+        ]
+    line = (
+        f'<line x1="{place(0):.1f}" x2="{place(0):.1f}" y1="4" y2="{height - 20}" stroke="black"/>'
+    )
+    caption = f'<text x="{left}" y="{height - 6}">times as fast, median of paired rounds (logarithmic)</text>'
+    return "\n".join([*parts, line, caption, "</svg>"]) + "\n"
