@@ -40,7 +40,8 @@ format: $(VENV)/.stamp-dev ## Format the code and fix what can be fixed
 docs: $(VENV)/.stamp-dev ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: $(VENV)/.stamp-dev ## Run the benchmarks
+bench: $(VENV)/.stamp-dev ## Run the benchmark suite, then the other benchmarks
+	$(BIN)/python -m benchmarks.suite
 	@set -e; for file in $(sort $(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file; done
 
 clean: ## Remove what was built, but neither runs/ nor the environment

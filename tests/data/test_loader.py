@@ -263,6 +263,12 @@ def test_texts_go_to_the_encoder_as_they_are() -> None:
     assert (batch.view == 0).all()
 
 
+@pytest.mark.parametrize("labelled", [COUNT, COUNT - 3, 0])
+def test_a_batch_says_whether_every_sample_has_a_label(labelled: int) -> None:
+    for [batch] in loader_of(split_of(labelled=labelled)).steps(0, 3):
+        assert batch.all_labelled == (labelled == COUNT)
+
+
 def test_labels_are_none_when_nothing_is_labelled() -> None:
     for parts in ([], [Mixup()]):
         [[batch]] = loader_of(split_of(labelled=0), parts=parts).steps(0, 1)

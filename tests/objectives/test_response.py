@@ -142,6 +142,41 @@ def test_cross_entropy_skips_the_unlabelled() -> None:
     assert none == 0
 
 
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_of_labels_known_to_be_complete_is_the_same_to_the_bit(
+    kind: str, weighted: bool
+) -> None:
+    labels = torch.randint(0, 5, (13,)) if kind == "hard" else torch.rand(13, 5).softmax(dim=1)
+    weight = torch.rand(13) if weighted else None
+    found = []
+    for known in (False, True):
+        logits = torch.randn(13, 5, generator=torch.Generator().manual_seed(3), requires_grad=True)
+        loss = objectives.cross_entropy(
+            logits, labels, label_smoothing=0.1, all_labelled=known, weight=weight
+        )
+        loss.backward()
+        found.append((loss.detach(), logits.grad))
+    for looked_at, taken in zip(*found, strict=True):
+        assert torch.equal(looked_at, taken)
+
+
+def test_a_label_that_is_missing_where_none_should_be_is_an_error() -> None:
+    with pytest.raises(IndexError, match="out of bounds"):
+        objectives.cross_entropy(torch.randn(2, 3), torch.tensor([1, -1]), all_labelled=True)
+
+
+def test_kd_is_finite_where_both_mask_a_class() -> None:
+    student = torch.randn(4, 5, requires_grad=True)
+    masked = torch.tensor([False, False, True, False, True])
+    loss = objectives.kd(
+        student.masked_fill(masked, -torch.inf), torch.randn(4, 5).masked_fill(masked, -torch.inf)
+    )
+    loss.backward()
+    assert torch.isfinite(loss) and student.grad is not None and torch.isfinite(student.grad).all()
+    assert (student.grad[:, masked] == 0).all()
+
+
 def test_gradients_are_right() -> None:
     student = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     teacher, labels = torch.randn(3, 4, dtype=torch.float64), torch.tensor([1, -1, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -88,6 +89,23 @@ def test_momentum_of_parameters_that_get_their_first_gradient_later(dampening: f
 
     for fused, plain in zip(after(), after(foreach=False), strict=True):
         torch.testing.assert_close(fused, plain)
+
+
+def test_momentum_is_looked_for_again_when_a_state_is_loaded() -> None:
+    first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+    built = Optimizer("sgd", lr=0.1, momentum=0.9).build([first, second])
+    fresh = copy.deepcopy(built.state_dict())
+    for parameter in (first, second):
+        parameter.grad = torch.ones_like(parameter)
+    for _ in range(2):
+        built.step()
+    built.load_state_dict(fresh)
+    second.grad = None
+    built.step()
+    second.grad = torch.ones_like(second)
+    before = second.detach().clone()
+    built.step()
+    torch.testing.assert_close(second.detach(), before - 0.1)
 
 
 def test_every_torch_optimiser_is_known_by_name() -> None:

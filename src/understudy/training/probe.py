@@ -122,4 +122,5 @@ def _in_format(batch: Batch, channels_last: bool) -> Batch:
         view=batch.view[:size],
         weight=None if batch.weight is None else batch.weight[:size],
         mask=None if batch.mask is None else batch.mask[:size],
+        all_labelled=batch.all_labelled,
     )

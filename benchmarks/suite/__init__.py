@@ -1,0 +1,1 @@
+"""The benchmark suite: understudy beside a loop written by hand and beside torchdistill, in one run on one machine."""

@@ -1,0 +1,200 @@
+"""C4 and C9: training from a store, and the store itself."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from benchmarks.store import write
+from benchmarks.suite.cache import Cache, sizes
+from benchmarks.suite.options import Options
+from benchmarks.suite.ours import Ours, experiment
+from benchmarks.suite.peer import Peer
+from benchmarks.suite.plain import Plain
+from benchmarks.suite.rounds import Run, measure
+from benchmarks.suite.row import Goal, Row
+from benchmarks.suite.step_rows import FLOAT, OURS, PEER, PLAIN
+from benchmarks.suite.task import Task, image_pair
+
+from understudy.teachers.store import Store
+from understudy.teachers.store.codecs import Dense, Sparse
+from understudy.training.labelling import label
+
+EPOCHS = 10
+KEPT, CLASSES = 16, 100
+
+
+def epochs(options: Options) -> Row:
+    """C4: ten epochs of C2 from a store of the 16 largest of 100 logits."""
+    row = Row("C4", f"C2 from a store of the top {KEPT}, {EPOCHS} epochs", "ms / step")
+    pair = ("resnet8", "resnet14") if options.quick else ("resnet8x4", "resnet32x4")
+    batch = options.pick(64, 8)
+    samples = options.pick(256, 32)
+    task = image_pair(*pair, batch=batch, samples=samples + batch)
+    labels = image_pair(*pair, batch=batch, samples=samples + batch, objective="labels")
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name) / "store"
+        begin = time.perf_counter()
+        label(experiment(task, place))
+        build = (time.perf_counter() - begin) * samples / len(task.source.train)
+        ours, plain, floor = (
+            Ours(task, FLOAT, store=place),
+            Plain(task, FLOAT),
+            Plain(labels, FLOAT),
+        )
+        contenders: dict[str, Run] = {OURS: ours.run, PLAIN: plain.run, "student alone": floor.run}
+        peer = None
+        if options.peer is None:
+            peer = Peer(task)
+            cache = Cache(task, Path(name) / "cache", samples)
+            cache.build(peer)
+            contenders[f"{PEER}, its cache"] = cache.run(peer)
+        times = measure(contenders, options.pick(2, 1), options.pick(4, 2))
+        teacher = _teacher_seconds(plain, options)
+        row.take(times, 1e3, [(OURS, PLAIN), (OURS, f"{PEER}, its cache")])
+        bound = 1 + teacher / times.median("student alone")
+        excluded = row.ratios[f"{OURS} / {PLAIN}"]
+        steps = EPOCHS * (samples // batch)
+        included = steps * times.median(PLAIN) / (build + steps * times.median(OURS))
+        row.ratios |= {f"{OURS} / {PLAIN}, build included": included}
+        row.bound = (
+            f"(3 + r) / 3 = {bound:.2f}x the plain loop; r is the teacher's forward pass over a third of the step of "
+            "the student alone"
+        )
+        row.share = excluded / bound
+        row.goals.append(Goal("at least 0.9 of the bound, build excluded", row.share, 0.9))
+        row.details |= {"build_seconds": build, "teacher_seconds": teacher, "epochs": EPOCHS}
+        row.notes.append(
+            f"{EPOCHS} epochs of {samples} samples, reckoned from the steps; the build took {build:.2f} s."
+        )
+        ours.close()
+        if peer is not None:
+            _compare_files(row, cache, samples, Path(name) / "large", task, options)
+        else:
+            row.notes.append(f"Without torchdistill: {options.peer}.")
+    return row
+
+
+def _compare_files(
+    row: Row, cache: Cache, samples: int, place: Path, task: Task, options: Options
+) -> None:
+    """Compare size and reading time of a sample in a store and in torchdistill's cache."""
+    count = options.pick(50_000, 500)
+    codec = Sparse(CLASSES, KEPT, "float16", (1.0, 4.0))
+    write(place, codec, count, _made(codec, count))
+    theirs = [value / samples for value in sizes(cache.folder)]
+    own = [value / count for value in sizes(place)]
+    store = Store(place)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).split(task.batch)
+    begin = time.perf_counter()
+    for ids in order:
+        store.lookup(ids, torch.zeros_like(ids))
+    read = (time.perf_counter() - begin) / count
+    store.close()
+    begin = time.perf_counter()
+    for number in range(samples):
+        cache.data[number]
+    their_read = (time.perf_counter() - begin) / samples
+    smaller, on_disk, faster = theirs[0] / own[0], theirs[1] / own[1], their_read / read
+    row.details |= {
+        "bytes_per_sample": {OURS: own[0], PEER: theirs[0]},
+        "disk_bytes_per_sample": {OURS: own[1], PEER: theirs[1]},
+        "read_seconds_per_sample": {OURS: read, PEER: their_read},
+    }
+    row.goals += [
+        Goal(
+            "store at least 100 times smaller than torchdistill's cache, by bytes in files",
+            smaller,
+            100,
+        ),
+        Goal("the same, by blocks of the disk", on_disk, 100),
+        Goal("a sample read at least 500 times faster", faster, 500),
+    ]
+    row.notes.append(
+        f"Bytes a sample in files: {own[0]:.0f} (top {KEPT}, float16, {count} samples) and {theirs[0]:.0f} (all "
+        f"logits, torchdistill); in blocks of the disk {own[1]:.0f} and {theirs[1]:.0f}. A read "
+        f"takes {1e6 * read:.2f} us in batches of {task.batch}, and {1e6 * their_read:.0f} us."
+    )
+
+
+def throughput(options: Options) -> Row:
+    """C9: writing, reading and checking records, beside numpy."""
+    row = Row(
+        "C9", "store: records of the top 16 of 100, and of 768 features", "thousand records / s"
+    )
+    cases: dict[str, tuple[Dense | Sparse, int]] = {
+        "top 16": (Sparse(CLASSES, KEPT, "float16", (1.0, 4.0)), options.pick(400_000, 1000)),
+        "768 features": (Dense((768,), "float32"), options.pick(100_000, 500)),
+    }
+    shares, checks = [], []
+    with tempfile.TemporaryDirectory() as name:
+        for title, (codec, count) in cases.items():
+            place = Path(name) / title.replace(" ", "-")
+            made = _made(codec, count)
+            written = write(place, codec, count, made)
+            store = Store(place)
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).split(256)
+            target = np.empty_like(made)
+            actions: dict[str, Callable[[], object]] = {
+                "read": lambda s=store, o=order: [
+                    s.lookup(ids, torch.zeros_like(ids)) for ids in o
+                ],
+                "numpy gather": lambda m=made, o=order: [
+                    np.take(m, ids.numpy(), axis=0) for ids in o
+                ],
+                "memcpy": lambda m=made, t=target: np.copyto(t, m),
+                "verify": store.check_files,
+            }
+            runs: dict[str, Run] = {each: _repeated(action) for each, action in actions.items()}
+            times = measure(runs, 1, options.pick(5, 2))
+            store.close()
+            row.details[title] = times.summary() | {"records": count, "write_seconds": written}
+            row.values[f"{title}: write"] = count / written / 1e3
+            row.values |= {f"{title}: {each}": count / times.median(each) / 1e3 for each in runs}
+            row.ratios[f"{title}: read / numpy gather"] = times.paired("read", "numpy gather")
+            shares.append(row.ratios[f"{title}: read / numpy gather"])
+            checks.append(count / times.median("verify"))
+            if times.marked:
+                row.notes.append(
+                    f"{title}: {times.marked} of {len(times.busy)} rounds ran beside other processes."
+                )
+    row.bound, row.share = "numpy.take of the same rows out of memory", min(shares)
+    row.goals += [
+        Goal("reads at least 0.8 of the gather", min(shares), 0.8),
+        Goal("verifies at least 50,000 records/s", min(checks), 50_000),
+    ]
+    row.notes.append(
+        "The store was just written: it is in the page cache. Reads give tensors with the ids unpacked."
+    )
+    return row
+
+
+def _repeated(action: Callable[[], object]) -> Run:
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            action()
+
+    return run
+
+
+def _made(codec: Dense | Sparse, count: int) -> np.ndarray:
+    """Return `count` encoded records of random contents."""
+    width = codec.classes if isinstance(codec, Sparse) else codec.shape[0]
+    few = torch.randn(min(count, 4096), width, generator=torch.Generator().manual_seed(0)) * 3
+    rows = codec.encode(few)[0]
+    return np.tile(rows, (-(-count // len(rows)),) + (1,) * len(codec.row_shape))[:count]
+
+
+def _teacher_seconds(plain: Plain, options: Options) -> float:
+    inputs, _ = next(plain.batches)
+    found = []
+    for _ in range(options.pick(4, 1)):
+        begin = time.perf_counter()
+        with torch.no_grad():
+            plain.teacher(inputs)
+        found.append(time.perf_counter() - begin)
+    return sorted(found)[len(found) // 2]
