@@ -14,10 +14,10 @@ Contenders, all for T^2 * KL(teacher || student) at T = 2 over all tokens, with 
 - ours, frozen: dense, for a head that needs no gradient (then only to be compared with "naive, frozen").
 
 Value and gradients are compared with the naive form before anything is measured. Time is processor time, summed over
-threads (OMP_NUM_THREADS=1 for one): it says how much work there is, also while others use the machine. Rounds are interleaved, forwards and
-backwards in turn; a ratio is the median over rounds of the other's time over ours in the same round. Memory is the peak
-resident memory of a fresh process in one step, on top of inputs, weights and the code itself (a small step is made
-first).
+threads (OMP_NUM_THREADS=1 for one): it says how much work there is, also while others use the machine. Rounds are
+interleaved, forwards and backwards in turn; a ratio is the median over rounds of the other's time over ours in the
+same round. Memory is the peak resident memory of a fresh process in one step, on top of inputs, weights and the code
+itself (a small step is made first).
 """
 
 from __future__ import annotations

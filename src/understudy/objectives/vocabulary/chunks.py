@@ -107,11 +107,19 @@ def losses_and_gradients(
     gradients = Gradients(
         [torch.empty_like(x) if w else None for x, w in zip(student.inputs, wanted, strict=False)],
         [
-            _zeros(matrix, matrix.dtype if single else _float_dtype(matrix.dtype)) if w else None
+            _room(matrix, matrix.dtype if single else _float_dtype(matrix.dtype), student.size)
+            if w
+            else None
             for matrix, w in zip(student.matrices, wanted[parts:], strict=False)
         ],
-        _zeros(student.bias, exact) if wanted[-1] and student.bias is not None else None,
+        torch.zeros_like(student.bias, dtype=exact)
+        if wanted[-1] and student.bias is not None
+        else None,
     )
+    if count == 0:
+        for matrix in gradients.matrices:
+            if matrix is not None:
+                matrix.zero_()
     buffers = _buffers(work, student)
     for rows in _slices(count, work.chunk):
         slope = _chunk(work, student, factor, rows, buffers, losses)
@@ -160,8 +168,7 @@ def _chunk(
         losses[at] = value
         if factor is not None:
             slope = slope if bend is None else slope.mul_(bend)
-            torch.mul(slope, student.scale * factor[at].unsqueeze(-1), out=slope)
-            products[inner] = slope
+            torch.mul(slope, student.scale * factor[at].unsqueeze(-1), out=products[inner])
     return products
 
 
@@ -175,17 +182,23 @@ def _accumulate(side: Side, slope: torch.Tensor, rows: slice, gradients: Gradien
         if of_input is not None:
             torch.mm(slope, matrix[: side.size].to(slope.dtype), out=of_input[rows])
         if of_matrix is not None:
-            _add_product(of_matrix[: side.size], slope, given[rows])
+            _add_product(of_matrix[: side.size], slope, given[rows], first=rows.start == 0)
 
 
-def _add_product(total: torch.Tensor, slope: torch.Tensor, given: torch.Tensor) -> None:
-    """Add slope^T @ given to the total."""
+def _add_product(
+    total: torch.Tensor, slope: torch.Tensor, given: torch.Tensor, first: bool
+) -> None:
+    """Add slope^T @ given to the total, or write it there."""
     if total.dtype == slope.dtype:
-        total.addmm_(slope.mT, given)
+        total.addmm_(slope.mT, given, beta=0 if first else 1)
         return
     # There is no product of bfloat16 numbers into float32 everywhere, so it is rounded once a chunk and then added.
     for columns in _slices(total.shape[0], COLUMNS):
-        total[columns].add_(slope[:, columns].mT @ given)
+        product = slope[:, columns].mT @ given
+        if first:
+            total[columns] = product
+        else:
+            total[columns] += product
 
 
 def _buffers(work: Work, student: Side) -> list[torch.Tensor]:
@@ -195,8 +208,11 @@ def _buffers(work: Work, student: Side) -> list[torch.Tensor]:
     return [side.inputs[0].new_empty(rows, side.size) for side in sides]
 
 
-def _zeros(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(like.shape, dtype=dtype, device=like.device)
+def _room(like: torch.Tensor, dtype: torch.dtype, size: int) -> torch.Tensor:
+    """Return memory for a matrix's gradient, to be written by the first chunk; rows of padding are 0."""
+    found = torch.empty(like.shape, dtype=dtype, device=like.device)
+    found[size:] = 0
+    return found
 
 
 def _slices(count: int, step: int) -> Iterator[slice]:
