@@ -104,7 +104,7 @@ def top_k_rows(
 def _soften(logits: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
     if isinstance(temperature, float) and temperature == 1:
         return logits
-    return logits.div_(temperature)
+    return logits.mul_(1 / temperature)
 
 
 def _log_softmax(
