@@ -569,6 +569,29 @@ def test_what_does_not_fit_is_refused() -> None:
         Head(torch.zeros(33, 8), vocabulary=34)
 
 
+@every
+def test_classes_that_a_bias_masks_count_nothing(wanted: dict[str, Any]) -> None:
+    case = Case()
+    keywords: dict[str, Any] = {"labels": case.labels.clamp(max=V - 4), "cross_entropy": 0.5}
+    full = case.head, case.target
+    for sparse in (False, True):
+        case.head, case.target = (
+            replace(full[0], vocabulary=V - 3),
+            replace(full[1], head=replace(full[1].head, vocabulary=V - 3)),
+        )
+        kept = top_k(case, 6, 1.0)
+        case.target = kept if sparse else case.target  # type: ignore[assignment]
+        expected = case.found(**wanted, **keywords)
+        bias = torch.zeros(V, dtype=torch.float64)
+        bias[V - 3 :] = -torch.inf
+        case.head = replace(full[0], bias=bias)
+        if not sparse:
+            case.target = replace(full[1], head=replace(full[1].head, bias=bias))
+        found = case.found(**wanted, **keywords)
+        assert_equal(found, expected)
+        assert (found[1]["weight"][V - 3 :] == 0).all()
+
+
 def test_logits_of_a_head_are_the_plain_formula() -> None:
     case = Case().with_all_parts()
     torch.testing.assert_close(case.head.logits(case.hidden), plain_logits(case.hidden, case.head))

@@ -62,7 +62,7 @@ def vocabulary_divergence(
         labels: int64 [B, T], already shifted: the token that these hidden states should predict. A token with -100
             has no cross-entropy and keeps its divergence; its weight counts in the mean for both. To average over
             labelled tokens only, give the others the weight 0.
-        cross_entropy: factor of the cross-entropy; labels are needed if it is not 0.
+        cross_entropy: factor of the cross-entropy. Labels are needed if it is not 0, and not looked at if it is.
         weight: mask or weights over tokens [B, T]. Tokens of weight 0 are dropped before anything is multiplied. On
             an accelerator this waits for their number.
         reduction: "mean" over valid tokens of all sequences, "sum" or "none" ([B, T]). With "none" the backward pass
