@@ -87,8 +87,19 @@ from understudy.objectives.sequence import (
     symmetric_kl,
     total_variation,
 )
+from understudy.objectives.vocabulary import (
+    DenseTarget,
+    Head,
+    LowRank,
+    TopKTarget,
+    vocabulary_divergence,
+)
 
 __all__ = [
+    "DenseTarget",
+    "Head",
+    "LowRank",
+    "TopKTarget",
     "activation_boundaries",
     "adaptive_kl",
     "affinity",
@@ -165,5 +176,6 @@ __all__ = [
     "value_relation",
     "vid",
     "visual_words",
+    "vocabulary_divergence",
     "weighted_soft_labels",
 ]

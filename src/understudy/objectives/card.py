@@ -99,19 +99,26 @@ def card(
     )
 
     def enter(function: Callable[P, torch.Tensor]) -> Callable[P, torch.Tensor]:
-        @functools.wraps(function)
-        def without_autocast(*args: P.args, **kwargs: P.kwargs) -> torch.Tensor:
-            device = _autocast_on((*args, *kwargs.values()))
-            if device is None:
-                return function(*args, **kwargs)
-            with torch.autocast(device, enabled=False):
-                return function(*args, **kwargs)
-
+        kept_out = without_autocast(function)
         room = function.__module__.removeprefix("understudy.objectives.").partition(".")[0]
-        cards[f"{room}.{function.__name__}"] = (without_autocast, found)
-        return without_autocast
+        cards[f"{room}.{function.__name__}"] = (kept_out, found)
+        return kept_out
 
     return enter
+
+
+def without_autocast(function: Callable[P, torch.Tensor]) -> Callable[P, torch.Tensor]:
+    """Return the function with autocast switched off inside, on the device of its first tensor."""
+
+    @functools.wraps(function)
+    def kept_out(*args: P.args, **kwargs: P.kwargs) -> torch.Tensor:
+        device = _autocast_on((*args, *kwargs.values()))
+        if device is None:
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return kept_out
 
 
 def _autocast_on(values: Iterable[object]) -> str | None:
