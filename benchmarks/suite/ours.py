@@ -10,11 +10,12 @@ from benchmarks.suite.task import DECAY, MOMENTUM, RATE, Task, copy_of
 from torch import nn
 
 from understudy.data.batch import Batch
+from understudy.teachers.ahead import Steps
 from understudy.teachers.store.settings import StoreSettings
 from understudy.teachers.stored import StoredModel
 from understudy.training.context import Context
 from understudy.training.distribution import join_world
-from understudy.training.experiment import Experiment, ExperimentData, ExperimentTeacher
+from understudy.training.experiment import TEACHER, Experiment, ExperimentData, ExperimentTeacher
 from understudy.training.loop import train
 from understudy.training.optimizers import Optimizer
 from understudy.training.precision import Precision
@@ -24,7 +25,7 @@ from understudy.training.schedules import Constant
 from understudy.training.settings import Settings
 from understudy.training.splits import make_splits
 from understudy.training.stage import Stage
-from understudy.training.stage_run import Loader, StageRun
+from understudy.training.stage_run import StageRun
 
 ENDLESS = 10**7
 """Steps of a stage that is stopped from outside."""
@@ -33,7 +34,7 @@ ENDLESS = 10**7
 class Portions:
     """A loader that ends after as many batches as one turn has steps."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Steps) -> None:
         """Wrap a stage's own loader."""
         self.loader, self.steps_in_turn = loader, 1
 
@@ -46,7 +47,7 @@ class Portions:
         self.loader.close()
 
 
-def experiment(task: Task, store: Path | None = None) -> Experiment:
+def experiment(task: Task, store: Path | None = None, ahead: bool = False) -> Experiment:
     """Return the task as an experiment; with `store` its teacher's 16 largest logits are kept there."""
     settings = None
     if store is not None:
@@ -56,7 +57,7 @@ def experiment(task: Task, store: Path | None = None) -> Experiment:
         "benchmark",
         ExperimentData(task.source, validation=None),
         lambda: copy_of(task.student),
-        ExperimentTeacher(lambda: teacher, store=settings),
+        ExperimentTeacher(lambda: teacher, store=settings, ahead=ahead),
         {"distil": lambda: [Stage(task.methods(), steps=ENDLESS)]},
         Settings(batch_size=task.batch, device="cpu"),
     )
@@ -67,7 +68,8 @@ def automatic(task: Task) -> Precision:
     given = experiment(task)
     context = Context(given, make_splits(given), join_world("cpu"))
     try:
-        return choose_precision(context, context.place(copy_of(task.teacher)))[0]
+        teacher = context.place(copy_of(task.teacher))
+        return choose_precision(context, {TEACHER: teacher})[0]
     finally:
         context.close()
 
@@ -80,13 +82,20 @@ class Ours:
         precision: how models run.
         store: a labelled store to learn from; None for the teacher itself.
         steps: length of the stage.
+        ahead: whether the teacher begins the next batch while the student trains.
     """
 
     def __init__(
-        self, task: Task, precision: Precision, *, store: Path | None = None, steps: int = ENDLESS
+        self,
+        task: Task,
+        precision: Precision,
+        *,
+        store: Path | None = None,
+        steps: int = ENDLESS,
+        ahead: bool = False,
     ) -> None:
         """Build the stage."""
-        given = experiment(task)
+        given = experiment(task, ahead=ahead)
         self.context = Context(given, make_splits(given), join_world("cpu"), precision=precision)
         teacher = (
             self.context.place(copy_of(task.teacher))
