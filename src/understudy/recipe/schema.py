@@ -141,6 +141,8 @@ def _add_base(whole: dict[str, Any], definitions: dict[str, Any]) -> None:
         changed.pop("required", None)
         _let_change(changed["properties"], (inside,))
     # A teacher whose outputs are stored need not be named.
+    own = definitions["TeacherSection"]["properties"]["model"]
+    own["anyOf"] = [{"$ref": own.pop("$ref")}, {"type": "null"}]
     model = {"anyOf": [{SCHEMA_MARK: COMPLETED[SECTIONS["teacher"]].label}, {"type": "null"}]}
     stored = {"type": "object", "required": ["store"], "properties": {"model": model}}
     complete["teacher"]["anyOf"].append(stored)
