@@ -109,7 +109,10 @@ def main() -> None:
     train(small, *images(given.data, "train", given.train_samples), given.train_batches)
     trained = logits(small, pixels)
     for name, found in (("teacher", teacher), ("kd:resnet20", trained)):
-        print(f"accuracy of the {name}: {(found.argmax(-1) == labels).double().mean():.3f}")
+        print(
+            f"accuracy of the {name}: {(found.argmax(-1) == labels).double().mean():.3f}",
+            flush=True,
+        )
     noise = torch.randn(teacher.shape, dtype=torch.float64)
     print(
         f"\n| student | T | k | mass kept | {' | '.join(WAYS)} |\n|---|---:|---:|---:|---:|---:|---:|---:|"
