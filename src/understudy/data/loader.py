@@ -118,12 +118,13 @@ class TrainingLoader:
         self._fetcher.close()
 
     def _wants(self, step: int) -> Iterator[_Want]:
-        columns = self.order.batch(step)
+        indices, passes = self.order.batch(step)
         if self._world > 1:
-            columns = tuple(column.tensor_split(self._world)[self._rank] for column in columns)
-        pieces = [columns]
+            indices = indices.tensor_split(self._world)[self._rank]
+            passes = passes.tensor_split(self._world)[self._rank]
+        pieces = [(indices, passes)]
         if self._accumulate > 1:
-            cut = (column.tensor_split(self._accumulate) for column in columns)
+            cut = (column.tensor_split(self._accumulate) for column in (indices, passes))
             pieces = list(zip(*cut, strict=True))
         for own, number in pieces:
             view = self._views.number(number)
