@@ -25,8 +25,8 @@ class Batch:
         view: int64 [B], which seeded view of the sample this is.
         weight: float [B] sample weights, or None for all ones.
         mask: bool [B, ...] valid elements for models with elements (tokens, pixels), or None.
-        all_labelled: whether every sample is known to have a label. False is always right; it means that `labels` has
-            to be looked at. What takes labels away from a copy of a batch sets it to False.
+        complete: labels that are known to have no gap. Where they are the batch's `labels`, nobody has to look for
+            one; a copy of the batch with other labels knows nothing of them.
     """
 
     inputs: Mapping[str, Any]
@@ -35,11 +35,16 @@ class Batch:
     view: torch.Tensor
     weight: torch.Tensor | None = None
     mask: torch.Tensor | None = None
-    all_labelled: bool = False
+    complete: torch.Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.index)
+
+    @property
+    def all_labelled(self) -> bool:
+        """Whether every sample is known to have a label; False means that `labels` has to be looked at."""
+        return self.complete is not None and self.labels is self.complete
 
     @property
     def labelled(self) -> torch.Tensor:

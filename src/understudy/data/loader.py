@@ -167,7 +167,7 @@ class TrainingLoader:
             labels=given,
             index=place(ids, device),
             view=place(want.view, device),
-            all_labelled=self._all_labelled,
+            complete=given if self._all_labelled else None,
         )
 
 

@@ -22,7 +22,7 @@ from understudy.methods.ktaad import KTAAD
 from understudy.methods.ktaad_translator import KTAADTranslator
 from understudy.methods.lelp import LELP
 from understudy.methods.logit_standardised_kd import LogitStandardisedKD
-from understudy.methods.method import Method, Ramp, Step, methods
+from understudy.methods.method import Method, Ramp, methods
 from understudy.methods.mgd import MGD
 from understudy.methods.mi_alpha import MIAlpha
 from understudy.methods.minilm import MiniLM
@@ -43,6 +43,7 @@ from understudy.methods.sp import SP
 from understudy.methods.srd import SRD
 from understudy.methods.sskd import SSKD
 from understudy.methods.sskd_head import SSKDHead
+from understudy.methods.step import Step
 from understudy.methods.supervised import Supervised
 from understudy.methods.tcs import TCS
 from understudy.methods.tf_kd import TfKD

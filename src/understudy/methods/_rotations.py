@@ -44,7 +44,6 @@ def rotated(batch: Batch, *, method: str) -> RotatedBatch:
     fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     fields["inputs"] = {role: known[id(inputs)] for role, inputs in batch.inputs.items()}
     fields["labels"] = None if batch.labels is None else _upright_only(batch.labels)
-    fields["all_labelled"] = False
     for name in ("index", "view", "weight"):
         if fields[name] is not None:
             fields[name] = fields[name].repeat_interleave(VIEWS, dim=0)

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 
 from understudy import objectives
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
+from understudy.methods.step import Step
 from understudy.methods.wiring import Taps, Wiring
 from understudy.models.projectors import to_smaller
 

@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 
 from understudy import objectives
-from understudy.methods.method import Step
 from understudy.methods.rows import FeatureRows, Rows
+from understudy.methods.step import Step
 
 
 class CKA(FeatureRows, name="cka"):

@@ -13,7 +13,8 @@ from understudy import objectives, seeding
 from understudy.data.batch import UNLABELLED
 from understudy.data.source import Split
 from understudy.errors import UnderstudyError
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
+from understudy.methods.step import Step
 from understudy.methods.wiring import Wiring
 from understudy.objectives.norms import unit
 from understudy.objectives.shapes import check_choice

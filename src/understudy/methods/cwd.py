@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from understudy import objectives
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
+from understudy.methods.step import Step
 from understudy.methods.wiring import Taps, Wiring
 from understudy.models.projectors import align_widths, to_smaller
 

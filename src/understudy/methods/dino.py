@@ -18,7 +18,8 @@ from understudy.methods._image_views import (
     views_of,
 )
 from understudy.methods._moving_average import MovingAverage
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
+from understudy.methods.step import Step
 from understudy.methods.wiring import Wiring
 from understudy.objectives.norms import unit
 from understudy.objectives.shapes import blank, divisor, sample_weights

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from understudy import objectives
-from understudy.methods.method import Step
 from understudy.methods.rows import FeatureRows
+from understudy.methods.step import Step
 
 
 class FeatureGram(FeatureRows, name="feature_gram"):

@@ -8,7 +8,8 @@ import torch
 
 from understudy import objectives
 from understudy.methods.ft_paraphraser import checked_rate, encoder, factor_width
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
+from understudy.methods.step import Step
 from understudy.methods.wiring import Wiring
 from understudy.models.projectors import to_smaller
 

@@ -7,7 +7,8 @@ import torch
 from understudy import objectives
 from understudy.errors import UnderstudyError
 from understudy.methods._layers import Point, count_places, place_layer
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
+from understudy.methods.step import Step
 from understudy.methods.wiring import Taps, TapShape, Wiring
 from understudy.teachers.study import Study
 from understudy.teachers.vocabulary import ROWS_PER_CENTRE, visual_words

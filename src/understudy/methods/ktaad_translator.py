@@ -8,7 +8,7 @@ import torch
 
 from understudy import objectives
 from understudy.methods.ft_paraphraser import FTParaphraser
-from understudy.methods.method import Step
+from understudy.methods.step import Step
 
 
 class KTAADTranslator(FTParaphraser, name="ktaad_translator"):

@@ -11,7 +11,8 @@ from torch import nn
 
 from understudy import objectives
 from understudy.errors import DataError, UnderstudyError
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
+from understudy.methods.step import Step
 from understudy.methods.wiring import Wiring
 from understudy.models.heads import MarginalHead
 from understudy.models.taps import find_module

@@ -10,7 +10,8 @@ from torch import nn
 
 from understudy import objectives
 from understudy.errors import UnderstudyError, suggestion
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
+from understudy.methods.step import Step
 from understudy.methods.wiring import Side, Wiring
 
 PROJECTIONS = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from understudy import objectives
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
+from understudy.methods.step import Step
 from understudy.methods.wiring import Wiring
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from understudy import objectives
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
 from understudy.methods.rows import width_of
+from understudy.methods.step import Step
 from understudy.methods.wiring import Taps, Wiring
 
 

@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch.nn import functional
 
 from understudy.errors import UnderstudyError
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
+from understudy.methods.step import Step
 from understudy.methods.wiring import TapShape, Wiring
 
 Rows = Literal["pooled", "first", "elements"]

@@ -8,7 +8,8 @@ from torch import nn
 from understudy import objectives
 from understudy.data.batch import Batch
 from understudy.methods._image_views import Augment, by_image, check_images, views_of
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
+from understudy.methods.step import Step
 from understudy.methods.wiring import Wiring
 
 VIEWS = 2

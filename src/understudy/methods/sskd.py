@@ -8,8 +8,9 @@ from understudy import objectives
 from understudy.data.batch import UNLABELLED, Batch
 from understudy.errors import UnderstudyError
 from understudy.methods._rotations import by_image, check_square, rotated
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
 from understudy.methods.sskd_head import SSKDHead, embedding_head
+from understudy.methods.step import Step
 from understudy.methods.wiring import Wiring
 
 

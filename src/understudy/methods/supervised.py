@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
+from understudy.methods.step import Step
 
 
 class Supervised(Method, name="supervised"):

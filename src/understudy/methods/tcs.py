@@ -10,7 +10,8 @@ import torch
 from understudy import objectives
 from understudy.errors import UnderstudyError
 from understudy.methods._tailoring import Tailoring, round_sizes
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
+from understudy.methods.step import Step
 from understudy.methods.wiring import Wiring
 from understudy.models.heads import LinearChain
 from understudy.seeding import stream

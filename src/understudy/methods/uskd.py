@@ -9,7 +9,8 @@ from torch import nn
 
 from understudy import objectives
 from understudy.errors import UnderstudyError
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
+from understudy.methods.step import Step
 from understudy.methods.wiring import Wiring
 from understudy.objectives.shapes import check_choice
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from understudy import objectives
-from understudy.methods.method import Method, Step
+from understudy.methods.method import Method
+from understudy.methods.step import Step
 from understudy.methods.wiring import Taps, TapShape, Wiring
 
 

@@ -115,12 +115,13 @@ def _in_format(batch: Batch, channels_last: bool) -> Batch:
             return part.contiguous(memory_format=form) if part.dim() == 4 else part
         return {name: cut(tensor) for name, tensor in value.items()}
 
+    labels = None if batch.labels is None else batch.labels[:size]
     return Batch(
         inputs={role: cut(value) for role, value in batch.inputs.items()},
-        labels=None if batch.labels is None else batch.labels[:size],
+        labels=labels,
         index=batch.index[:size],
         view=batch.view[:size],
         weight=None if batch.weight is None else batch.weight[:size],
         mask=None if batch.mask is None else batch.mask[:size],
-        all_labelled=batch.all_labelled,
+        complete=labels if batch.all_labelled else None,
     )
