@@ -17,7 +17,7 @@ from understudy.training.distribution import World
 class _Row(NamedTuple):
     step: int
     names: tuple[str, ...]
-    values: torch.Tensor
+    values: tuple[torch.Tensor, ...]
     ids: list[torch.Tensor]
 
 
@@ -58,7 +58,7 @@ class Recorder:
         """Keep one step's terms, its gradient norm (None without clipping) and the sample ids of its parts."""
         names = (*terms, "gradient norm") if norm is not None else tuple(terms)
         values = (*terms.values(), norm.detach()) if norm is not None else tuple(terms.values())
-        self._window.append(_Row(step, names, torch.stack(values), index))
+        self._window.append(_Row(step, names, values, index))
 
     def due(self, step: int) -> bool:
         """Tell whether a line is to be written after `step` steps."""
@@ -72,7 +72,7 @@ class Recorder:
         """
         if not self._window:
             return
-        values = torch.cat([row.values for row in self._window])
+        values = torch.stack([value for row in self._window for value in row.values])
         flat = (self._world.sum(values) / self._world.size).tolist()
         found: dict[str, list[float]] = defaultdict(list)
         samples, position = 0, 0

@@ -47,12 +47,13 @@ class TrainingStep(nn.Module):
         self.student = student
         self.methods = nn.ModuleList(methods)
         self._teachers, self._task = dict(teachers), task
-        self._names = list(teachers)
         run = torch.compile(student) if compile else student
         # In a list, so that the compiled wrapper is not registered as a second student.
         self._run = [run]
         self.active: tuple[Method, ...] = tuple(methods)
         self._labels = _labels(methods)
+        names = list(teachers)
+        self._asks = [heard(m.hears, names) if m.needs_teacher else () for m in methods]
         self._follows = any(type(method).after_step is not Method.after_step for method in methods)
         self._taken: list[Step] = []
 
@@ -84,10 +85,9 @@ class TrainingStep(nn.Module):
         terms: dict[str, torch.Tensor] = {}
         # Teachers go first: the memory that they free serves the student, whose activations are then still in the
         # caches when the backward pass wants them. The other order costs a tenth of a step on a CPU.
-        for _, method, _ in weighted:
-            if method.needs_teacher:
-                for name in heard(method.hears, self._names):
-                    _ = step.teachers[name]
+        for index, _, _ in weighted:
+            for name in self._asks[index]:
+                _ = step.teachers[name]
         for index, method, weight in weighted:
             try:
                 given = method.loss(step.heard_by(method))
