@@ -95,6 +95,7 @@ from understudy.objectives.sequence import (
     symmetric_kl,
     token_log_probabilities,
     total_variation,
+    uld,
 )
 
 __all__ = [
@@ -179,6 +180,7 @@ __all__ = [
     "symmetric_kl",
     "token_log_probabilities",
     "total_variation",
+    "uld",
     "uskd",
     "value_relation",
     "vid",

@@ -1,5 +1,6 @@
 """Objectives on the next-token distributions of sequences."""
 
+from understudy.objectives.sequence.across_vocabularies import uld
 from understudy.objectives.sequence.kullback_leibler import (
     adaptive_kl,
     forward_kl,
@@ -45,4 +46,5 @@ __all__ = [
     "symmetric_kl",
     "token_log_probabilities",
     "total_variation",
+    "uld",
 ]
