@@ -1,5 +1,6 @@
 """Objectives on the next-token distributions of sequences."""
 
+from understudy.objectives.sequence.across_vocabularies import uld
 from understudy.objectives.sequence.kullback_leibler import (
     adaptive_kl,
     forward_kl,
@@ -11,16 +12,39 @@ from understudy.objectives.sequence.mixtures import (
     skewed_forward_kl,
     skewed_reverse_kl,
 )
+from understudy.objectives.sequence.policy import (
+    annealed_coefficient,
+    clipped_policy,
+    distilled_advantages,
+    group_advantages,
+    kdrl,
+    reward_guided_mask,
+)
 from understudy.objectives.sequence.powers import alpha_beta, total_variation
+from understudy.objectives.sequence.sampled import (
+    log_ratio,
+    sampled_kl,
+    token_log_probabilities,
+)
 
 __all__ = [
     "adaptive_kl",
     "alpha_beta",
+    "annealed_coefficient",
+    "clipped_policy",
+    "distilled_advantages",
     "forward_kl",
+    "group_advantages",
     "jensen_shannon",
+    "kdrl",
+    "log_ratio",
     "reverse_kl",
+    "reward_guided_mask",
+    "sampled_kl",
     "skewed_forward_kl",
     "skewed_reverse_kl",
     "symmetric_kl",
+    "token_log_probabilities",
     "total_variation",
+    "uld",
 ]
