@@ -46,7 +46,7 @@ class Step:
         self.progress = progress
         self.teachers: Mapping[str, Outputs] = _Lazy(batch, teachers)
         self.method: Method | None = None
-        self._student = _Once(batch, student)
+        self._student = _Once(student)
         self._heard: dict[Method, Step] = {}
 
     def heard_by(self, method: Method) -> Step:
@@ -67,7 +67,7 @@ class Step:
     @property
     def student(self) -> Outputs:
         """The student's outputs for the batch."""
-        return self._student()
+        return self._student(self.batch)
 
     @cached_property
     def teacher(self) -> Outputs:
@@ -230,11 +230,11 @@ class _Lazy(Mapping[str, Outputs]):
 class _Once:
     """A model's outputs for a batch, computed when first asked for and shared by the views of a step."""
 
-    def __init__(self, batch: Batch, compute: Callable[[Batch], Outputs]) -> None:
-        self._batch, self._compute = batch, compute
+    def __init__(self, compute: Callable[[Batch], Outputs]) -> None:
+        self._compute = compute
         self._known: Outputs | None = None
 
-    def __call__(self) -> Outputs:
+    def __call__(self, batch: Batch) -> Outputs:
         if self._known is None:
-            self._known = self._compute(self._batch)
+            self._known = self._compute(batch)
         return self._known
