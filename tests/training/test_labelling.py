@@ -343,6 +343,16 @@ def test_one_sample_of_a_shard_says_what_it_says_among_others(
     tmp_path: Path, teacher_file: str
 ) -> None:
     few = source(count=16)
+    built = experiment(**options(teacher_file)).teacher
+    assert built is not None and built.build is not None
+    teacher = built.build()
+    images = teacher.preprocess(few.train.fetch(torch.arange(16)), torch.device("cpu"))
+    module = teacher.module.eval()
+    with torch.no_grad():
+        together = module(images)
+        apart = torch.cat([module(images[first : first + 2]) for first in range(0, 16, 2)])
+    if not torch.equal(together, apart):
+        pytest.skip("this processor computes with other roundings in batches of another size")
     for samples in (1, 99):
         store = {"path": str(tmp_path / str(samples)), "shard_samples": samples}
         given = options(teacher_file, views=1, store=store, source_override=few, batch_size=4)
