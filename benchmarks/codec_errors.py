@@ -81,11 +81,17 @@ def train(found: Model, pixels: torch.Tensor, labels: torch.Tensor, batches: int
         schedule.step()
 
 
-def rows(title: str, teacher: torch.Tensor, student: torch.Tensor) -> None:
+def rows(
+    title: str,
+    teacher: torch.Tensor,
+    student: torch.Tensor,
+    kept: tuple[int, ...] = KEPT,
+    temperatures: tuple[float, ...] = TEMPERATURES,
+) -> None:
     """Print the rows of one student."""
-    for temperature in TEMPERATURES:
+    for temperature in temperatures:
         exact = exact_gradient(student, teacher, temperature)
-        for k in KEPT:
+        for k in kept:
             found = gradients(student, teacher, k, temperature)
             mass = (teacher / temperature).softmax(-1).topk(k).values.sum(-1).mean()
             errors = [float((found[way] - exact).norm() / exact.norm()) for way in WAYS]
