@@ -53,13 +53,7 @@ def float_step(options: Options) -> Row:
     task = _images(options)
     if not _gate(row, task, FLOAT, options):
         return row
-    ours, floor = Ours(task, FLOAT), Plain(_images(options, "labels"), FLOAT)
-    contenders: dict[str, Run] = {OURS: ours.run, PLAIN: Plain(task, FLOAT).run}
-    if options.peer is None:
-        contenders[PEER] = Peer(task).run
-    contenders["student alone"] = floor.run
-    times = measure(contenders, options.pick(2, 1), options.pick(4, 2))
-    ours.close()
+    times = _race(task, FLOAT, options, options.pick(2, 1), options.pick(4, 2))
     _speed(row, times, task.batch, goal=0.97, peer=1.0)
     return row
 
@@ -71,13 +65,7 @@ def best_step(options: Options) -> Row:
     row = Row("C3", f"the same, each at its best (understudy: {precision})", "ms / step")
     if not _gate(row, task, precision, options):
         return row
-    ours, floor = Ours(task, precision), Plain(_images(options, "labels"), precision)
-    contenders: dict[str, Run] = {OURS: ours.run, PLAIN: Plain(task, precision).run}
-    if options.peer is None:
-        contenders[PEER] = Peer(task).run
-    contenders["student alone"] = floor.run
-    times = measure(contenders, options.pick(3, 1), options.pick(5, 2))
-    ours.close()
+    times = _race(task, precision, options, options.pick(3, 1), options.pick(5, 2))
     _speed(row, times, task.batch, goal=0.97, peer=3.0)
     row.notes.append("torchdistill has no mixed precision: its step is that of C2.")
     return row
@@ -109,6 +97,18 @@ def hint_step(options: Options) -> Row:
         "torchdistill runs its teacher to the end here; its user could cut the model with `sequential`."
     )
     return row
+
+
+def _race(task: Task, precision: Precision, options: Options, steps: int, rounds: int) -> Times:
+    """Let understudy, the plain loop, torchdistill and the student alone take turns."""
+    ours, floor = Ours(task, precision), Plain(_images(options, "labels"), precision)
+    contenders: dict[str, Run] = {OURS: ours.run, PLAIN: Plain(task, precision).run}
+    if options.peer is None:
+        contenders[PEER] = Peer(task).run
+    contenders["student alone"] = floor.run
+    times = measure(contenders, steps, rounds)
+    ours.close()
+    return times
 
 
 def _images(options: Options, objective: str = "kd") -> Task:

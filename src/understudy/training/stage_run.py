@@ -17,9 +17,8 @@ from understudy.errors import PreflightError
 from understudy.methods import Method, Ramp
 from understudy.methods.wiring import Side, Wiring
 from understudy.models.model import Model
-from understudy.models.splice import inside_grafts
 from understudy.models.surgery import surgery_of
-from understudy.models.taps import Tapped, find_module, unchanged
+from understudy.models.taps import Tapped, unchanged
 from understudy.tasks.classification import Classification
 from understudy.teachers.ahead import Ahead, Steps, Targets
 from understudy.teachers.listening import heard
@@ -29,6 +28,7 @@ from understudy.teachers.study import Study
 from understudy.training.averaging import Averaging
 from understudy.training.distribution import World
 from understudy.training.fitting import fit_methods
+from understudy.training.freezing import freeze, frozen_parts, undecayed
 from understudy.training.live_side import live_teacher
 from understudy.training.precision import Precision
 from understudy.training.random_state import get_random_state, set_random_state
@@ -139,7 +139,7 @@ class StageRun:
                 wiring.check_owner(method)
                 method.to(world.device)
         # After wiring, which may have put grafts or another head into the student.
-        self._frozen = _freeze(student.module, stage.freeze if self._trains_student else [""])
+        self._frozen = freeze(student.module, stage.freeze if self._trains_student else [""])
         self.averaging = Averaging(stage, student.module)
         self.teachers: dict[str, LiveTeacher | StoredTeacher] = {}
         for name, side in sides.items():
@@ -188,7 +188,7 @@ class StageRun:
             raise PreflightError(
                 f"Stage '{stage.name}' trains nothing: `freeze` covers the whole student and no method has parameters."
             )
-        self.optimizer = stage.optimizer.build(self.trained, _undecayed(self.module))
+        self.optimizer = stage.optimizer.build(self.trained, undecayed(self.module))
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
         torch.manual_seed(seeding.derive(seed, "stage", world.rank))
 
@@ -268,7 +268,7 @@ class StageRun:
         self.module.train()
         if not self._trains_student:
             self._student.eval()
-        for part in _frozen_parts(self._student, self.stage.freeze):
+        for part in frozen_parts(self._student, self.stage.freeze):
             part.training = False
 
     def clip(self) -> torch.Tensor | None:
@@ -369,40 +369,6 @@ class StageRun:
         self.trial(self.precision, self.example)
         ramped = any(isinstance(method.weight, Ramp) for method in methods)
         return self.unreached or (["those of a method whose weight may be 0"] if ramped else [])
-
-
-def _freeze(module: nn.Module, paths: Sequence[str]) -> list[nn.Parameter]:
-    """Freeze the parameters of the modules at `paths` ("" is the whole); return those that were trainable before."""
-    frozen = []
-    for part in _frozen_parts(module, paths):
-        for parameter in part.parameters(recurse=False):
-            if parameter.requires_grad:
-                parameter.requires_grad_(False)
-                frozen.append(parameter)
-    return frozen
-
-
-def _frozen_parts(module: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
-    """Return the modules at `paths` and below ("" is the whole), but for grafts, which are frozen by their own paths.
-
-    So a place may be frozen and what a method grafts there be trained, in the stage that grafts and in the next.
-    """
-    found = []
-    for path in paths:
-        top = find_module(module, path) if path else module
-        grafted = inside_grafts(top) if path else set()
-        found += [part for name, part in top.named_modules() if name not in grafted]
-    return found
-
-
-def _undecayed(module: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that their modules name in `undecayed`."""
-    return [
-        parameter
-        for part in module.modules()
-        for name in getattr(part, "undecayed", ())
-        if (parameter := part._parameters.get(name)) is not None
-    ]
 
 
 def _height(batch: Batch, role: str) -> int | None:
