@@ -102,6 +102,7 @@ from understudy.objectives.vocabulary import (
     Head,
     LowRank,
     TopKTarget,
+    vocabulary_cross_entropy,
     vocabulary_divergence,
 )
 
@@ -196,6 +197,7 @@ __all__ = [
     "value_relation",
     "vid",
     "visual_words",
+    "vocabulary_cross_entropy",
     "vocabulary_divergence",
     "weighted_soft_labels",
 ]

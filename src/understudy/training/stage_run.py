@@ -18,8 +18,8 @@ from understudy.methods import Method, Ramp
 from understudy.methods.wiring import Side, Wiring
 from understudy.models.model import Model
 from understudy.models.surgery import surgery_of
-from understudy.models.taps import Tapped, unchanged
-from understudy.tasks.classification import Classification
+from understudy.models.taps import unchanged
+from understudy.tasks import Task
 from understudy.teachers.ahead import Ahead, Steps, Targets
 from understudy.teachers.listening import heard
 from understudy.teachers.live import LiveTeacher
@@ -78,7 +78,7 @@ class StageRun:
         split: Split,
         example: Batch,
         steps_per_epoch: int,
-        task: Classification,
+        task: Task,
         classes: int,
         seed: int,
         precision: Precision,
@@ -162,7 +162,9 @@ class StageRun:
                     own=(precisions or {}).get(name),
                     notes=self.wiring.notes,
                 )
-        self.tapped = Tapped(student.module, self.wiring.student.taps, self.wiring.student.copied)
+        self.tapped = task.tapped(
+            student.module, self.wiring.student.taps, self.wiring.student.copied
+        )
         targets: dict[str, Targets] = {name: live.targets for name, live in self.teachers.items()}
         early = [name for name in ahead if isinstance(self.teachers.get(name), LiveTeacher)]
         if early:
