@@ -70,7 +70,7 @@ def test_nothing_is_proved_by_a_model_whose_tokens_do_not_see_each_other() -> No
     model = language_model("llama", preprocess={"packing": False})
     for layer in model.module.model.layers:
         nn.init.zeros_(layer.self_attn.o_proj.weight)
-    way, why = prove_packing(model.module, head_of(model.module), model.preprocess, 64)
+    way, why = prove_packing(model.module, model.preprocess, 64)
     assert way == "padded" and "cannot be shown" in why
 
 
@@ -82,7 +82,7 @@ def test_a_model_that_mixes_sequences_is_not_packed(monkeypatch: pytest.MonkeyPa
         return forward(self, *args, **keywords)
 
     monkeypatch.setattr(type(model.module.model), "forward", blind)
-    way, why = prove_packing(model.module, head_of(model.module), model.preprocess, 64)
+    way, why = prove_packing(model.module, model.preprocess, 64)
     assert way == "padded" and "gives something else" in why
 
 

@@ -17,8 +17,8 @@ LONG: tuple[Long, ...] = ("split", "cut", "refuse")
 
 SKIPPED, CUT_PROMPT, CUT_RESPONSE, CUT, SPLIT = (
     "without a token of their own, which are left out",
-    "with a prompt that was cut on its left to fit into a row",
-    "with a response that was cut on its right to fit into a row",
+    "with a prompt that was cut to fit into a row",
+    "with a response that was cut to fit into a row",
     "longer than a row, whose rest was cut off",
     "longer than a row, which were split into windows",
 )
@@ -65,12 +65,7 @@ class Documents:
 
     def notes(self) -> list[str]:
         """Say what happened to documents so far, for a log."""
-        total = self.counts["documents"]
-        return [
-            f"{self.counts[what]} of {total} documents {what}."
-            for what in (SKIPPED, SPLIT, CUT, CUT_PROMPT, CUT_RESPONSE)
-            if self.counts[what]
-        ]
+        return said(self.counts)
 
     def _encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         encoded = self.tokenizer(
@@ -183,3 +178,12 @@ class Documents:
                 f"Document {number} of the batch has {length} tokens, a row of the model holds {self.max_length}. "
                 "Give a larger `max_length`, or `long: split` or `long: cut`."
             )
+
+
+def said(counts: Counter[str]) -> list[str]:
+    """Say how many of the documents so far something happened to, a sentence for each thing."""
+    return [
+        f"{counts[what]} of {counts['documents']} documents {what}."
+        for what in (SKIPPED, SPLIT, CUT, CUT_PROMPT, CUT_RESPONSE)
+        if counts[what]
+    ]

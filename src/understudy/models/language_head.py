@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,7 +13,9 @@ from torch import nn
 from understudy.errors import ModelError
 from understudy.models.outputs import logits_of
 from understudy.models.taps import Tapped, unchanged, unwrap
-from understudy.objectives.vocabulary import Head, LowRank
+
+if TYPE_CHECKING:
+    from understudy.objectives.vocabulary import Head, LowRank
 
 _FACTORS = ("logit_scale", "lm_head_multiplier")
 """Settings by which the logits are multiplied."""
@@ -50,6 +52,9 @@ class LanguageHead:
         Args:
             vocabulary: how many rows are tokens; None: all.
         """
+        # Only who trains needs it: a saved model is loaded without the rooms of objectives.
+        from understudy.objectives.vocabulary import Head
+
         base: Any = getattr(self.module, "base_layer", self.module)
         return Head(
             weight=base.weight,
@@ -94,6 +99,12 @@ def head_of(
     tolerance = 1e-4 if taps[found.tap].dtype == torch.float32 else 3e-2
     worst = float((own - mine).abs().max())
     return found if worst <= tolerance * max(1.0, float(own.abs().max())) else None
+
+
+def hidden_path(module: nn.Module) -> str | None:
+    """Return the path of the output embedding, whose input are the last hidden states; None where there is none."""
+    found = _candidate(unwrap(module))
+    return None if found is None else found.path
 
 
 def example_tokens(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -189,6 +200,8 @@ def _low_rank(output: Any) -> LowRank | None:
     pairs = getattr(output, "lora_A", None)
     if not pairs or output.merged or output.disable_adapters:
         return None
+    from understudy.objectives.vocabulary import LowRank
+
     name = output.active_adapters[0]
     return LowRank(
         output.lora_A[name].weight, output.lora_B[name].weight, float(output.scaling[name])

@@ -11,7 +11,9 @@ from torch import nn
 from understudy.errors import ModelError
 from understudy.models.configured import construct
 from understudy.models.hf_preprocess import positions
-from understudy.models.language_head import head_of, vocabulary_of
+from understudy.models.language_head import vocabulary_of
+from understudy.models.language_masked import MaskedPreprocess
+from understudy.models.language_pairs import PairPreprocess
 from understudy.models.language_preprocess import PACKINGS, CausalPreprocess
 from understudy.models.packing_proof import prove_packing
 
@@ -19,9 +21,12 @@ DEFAULT_LENGTH = 1024
 """Most tokens of a row where nothing is said; models have positions for many more than fit in memory."""
 
 
+LanguagePreprocess = CausalPreprocess | MaskedPreprocess | PairPreprocess
+
+
 def language_preprocess(
-    name: str, task: str, module: nn.Module, tokenizer: Any, settings: Mapping[str, Any] | None
-) -> tuple[CausalPreprocess, tuple[str, ...]]:
+    name: str, task: str, module: Any, tokenizer: Any, settings: Mapping[str, Any] | None
+) -> tuple[LanguagePreprocess, tuple[str, ...]]:
     """Return the preprocessing of a language model and notes on it, for the log.
 
     Args:
@@ -29,14 +34,12 @@ def language_preprocess(
         task: what it is for.
         module: the model. Its positions limit `max_length`; what it gives for a tiny example decides on packing.
         tokenizer: its tokenizer.
-        settings: `max_length`, `packing` (auto, true or false), `long`, `chat_template`, `dynamic`.
+        settings: `max_length`, `packing` (auto, true or false), `long`, and what else the task's preprocessing takes.
 
     Raises:
         ModelError: a setting does not fit the model.
         UnknownName: there is no such setting.
     """
-    if task != "causal_lm":
-        raise ModelError(f"'{name}' cannot be built for the task {task}.")
     embedded = vocabulary_of(module)
     if len(tokenizer) > embedded:
         raise ModelError(
@@ -46,14 +49,35 @@ def language_preprocess(
     if given.pop("type", task) != task:
         raise ModelError(f"'{name}' is for the task {task}; its preprocessing is for another.")
     given["max_length"] = _length(name, module, tokenizer, given.get("max_length"))
-    given["attention_mask"] = "attention_mask" in inspect.signature(module.forward).parameters
+    taken = inspect.signature(module.forward).parameters
+    if task == "causal_lm":
+        given["attention_mask"] = "attention_mask" in taken
+        return _causal(name, module, tokenizer, given)
+    if given.pop("packing", "auto") not in (False, "auto"):
+        raise ModelError(f"'{name}': rows are not packed in the task {task}; leave `packing` out.")
+    if task == "masked_lm":
+        kinds = int(getattr(module.config, "type_vocab_size", 0) or 0)
+        given["token_types"] = "token_type_ids" in taken and kinds > 1
+        return construct(MaskedPreprocess, "language preprocessing", given, tokenizer), ()
+    start = module.config.decoder_start_token_id
+    if start is None:
+        raise ModelError(
+            f"The configuration of '{name}' has no 'decoder_start_token_id', from which a decoder begins."
+        )
+    given["start_token"] = int(start)
+    return construct(PairPreprocess, "language preprocessing", given, tokenizer), ()
+
+
+def _causal(
+    name: str, module: nn.Module, tokenizer: Any, given: dict[str, Any]
+) -> tuple[CausalPreprocess, tuple[str, ...]]:
     wanted = given.pop("packing", "auto")
     plain = construct(CausalPreprocess, "language preprocessing", given, tokenizer)
     if wanted in (False, "padded"):
         return plain, ()
     if wanted not in (True, "auto", *PACKINGS):
         raise ModelError(f"'{name}': 'packing' is {wanted!r}; it is auto, true or false.")
-    way, why = prove_packing(module, head_of(module), plain, given["max_length"])
+    way, why = prove_packing(module, plain, given["max_length"])
     if way == "padded" and wanted != "auto":
         raise ModelError(f"'{name}' cannot pack its rows (`packing: {wanted}`). {why}")
     preprocess = construct(
@@ -62,7 +86,7 @@ def language_preprocess(
     return preprocess, (why,)
 
 
-_NOT_SETTINGS = ("tokenizer", "attention_mask")
+_NOT_SETTINGS = ("tokenizer", "attention_mask", "token_types", "start_token")
 """What a configuration says of a tokenizer and a model, and is not chosen."""
 
 

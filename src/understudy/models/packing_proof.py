@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from understudy.models.language_head import LanguageHead, vocabulary_of
+from understudy.models.language_head import hidden_path, vocabulary_of
 from understudy.models.language_rows import Packing, causal_tokens
 from understudy.models.outputs import call, logits_of
 from understudy.models.taps import Stop, Tapped, unchanged
@@ -17,14 +17,11 @@ from understudy.models.tokens import Layout, Rows, TokenSequence, packed, padded
 _LENGTHS = (5, 7, 3, 6)
 
 
-def prove_packing(
-    module: nn.Module, head: LanguageHead | None, layout: Layout, max_length: int
-) -> tuple[Packing, str]:
+def prove_packing(module: nn.Module, layout: Layout, max_length: int) -> tuple[Packing, str]:
     """Find a way of packing that gives the hidden states of separate rows.
 
     Args:
         module: a causal language model; left as it was.
-        head: where its hidden states are read; None: the logits are compared.
         layout: what the rows belong to.
         max_length: most tokens of a row.
 
@@ -45,11 +42,11 @@ def prove_packing(
     capacity = min(max_length, sum(lengths) + 3)
     apart = padded(lengths, max_length)
     together = packed(lengths, capacity)
-    alone = _states(module, head, layout, sequences, apart, "padded")
+    alone = _states(module, layout, sequences, apart, "padded")
     tolerance = 1e-5 if alone.dtype == torch.float32 else 2e-2
     bound = tolerance * max(1.0, float(alone.float().abs().max()))
     # An example that would pass without any separation proves nothing: a fresh model whose blocks give zeros does.
-    mixed = _states(module, head, layout, sequences, together, "padded")
+    mixed = _states(module, layout, sequences, together, "padded")
     if float((mixed - alone).float().abs().max()) < 10 * bound:
         return "padded", (
             f"Rows are padded: in {type(module).__name__} as it is now, tokens hardly depend on others, so it cannot "
@@ -57,7 +54,7 @@ def prove_packing(
         )
     for way in _ways(module, max_length):
         try:
-            states = _states(module, head, layout, sequences, together, way)
+            states = _states(module, layout, sequences, together, way)
         except (RuntimeError, ValueError, TypeError, IndexError):
             continue  # the model does not take such keywords
         if float((states - alone).float().abs().max()) <= bound:
@@ -99,7 +96,6 @@ _BY_ATTENTION: dict[str | None, tuple[Packing, ...]] = {
 
 def _states(
     module: nn.Module,
-    head: LanguageHead | None,
     layout: Layout,
     sequences: list[TokenSequence],
     rows: Rows,
@@ -118,15 +114,16 @@ def _states(
         and "attention_mask" in inspect.signature(module.forward).parameters,
         layout=layout,
     )
-    stop = None if head is None else Stop(head.path, "input")
-    tapped = Tapped(module, [] if head is None else [head.tap], stop=stop)
+    path = hidden_path(module)
+    stop = None if path is None else Stop(path, "input")
+    tapped = Tapped(module, [] if path is None else [f"{path}@input"], stop=stop)
     try:
         with unchanged(module), torch.no_grad():
             module.eval()
             output, taps = call(tapped, tokens)
     finally:
         tapped.close()
-    states = logits_of(output) if head is None else taps[head.tap]
+    states = logits_of(output) if path is None else taps[f"{path}@input"]
     lengths = torch.tensor([len(sequence) for sequence in sequences], device=device)
     valid = torch.arange(tokens.elements.shape[1], device=device) < lengths.unsqueeze(1)
     return tokens.by_document(states)[valid]

@@ -104,6 +104,9 @@ def _from_scratch(request: Request, dtype: torch.dtype) -> tuple[Any, Any]:
             token = None
         if hasattr(default, f"{special}_token_id"):
             given.setdefault(f"{special}_token_id", token)
+    if request.task == "seq2seq":
+        for name, token in _decoder_tokens(default, tokenizer).items():
+            given.setdefault(name, token)
     config = transformers.AutoConfig.for_model(request.name, **given)
     auto = getattr(transformers, _AUTO[request.task])
     try:
@@ -111,6 +114,17 @@ def _from_scratch(request: Request, dtype: torch.dtype) -> tuple[Any, Any]:
     except (ValueError, TypeError, RuntimeError, AttributeError, AssertionError) as error:
         raise ModelError(f"'{request.full_name}' cannot be built: {first_line(error)}") from error
     return module, tokenizer
+
+
+def _decoder_tokens(default: Any, tokenizer: Any) -> dict[str, int]:
+    """Return what a decoder begins and ends with: the token that plays the same part in the default configuration."""
+    found = {
+        "decoder_start_token_id": tokenizer.pad_token_id
+    }  # as T5 has it, where nothing is said
+    for name in ("decoder_start_token_id", "forced_eos_token_id"):
+        if getattr(default, name, None) == default.eos_token_id:
+            found[name] = tokenizer.eos_token_id
+    return found
 
 
 def _architecture(request: Request, default: Any) -> dict[str, Any]:
