@@ -16,7 +16,10 @@ from understudy.data.views import Views, soft_labels
 from understudy.errors import DataError, UnderstudyError
 
 Encoder = Callable[[Any, torch.device], Any]
-"""Raw samples and a device -> what one model's forward takes; usually a model's `Preprocess`."""
+"""Raw samples and a device -> what one model's forward takes; usually a model's `Preprocess`.
+
+One that draws at random, such as which tokens are masked, has the attribute `draws = True`, and is given the samples'
+ids and view numbers as `ids` and `views`."""
 
 Lookup = Callable[[torch.Tensor, torch.Tensor], Mapping[str, torch.Tensor]]
 """Sample ids and view numbers, both int64 [B] on the CPU -> what is known of them already, on the CPU."""
@@ -158,7 +161,7 @@ class TrainingLoader:
             if given is not None:
                 others = place(split.labels[want.partners], device)
                 given = soft_labels(given, others, share, self._classes)
-        inputs = self._encoding(raw)
+        inputs = self._encoding(raw, ids, want.view)
         for role, lookup in self._lookups.items():
             columns = lookup(ids, want.view)
             inputs[role] = {name: place(column, device) for name, column in columns.items()}
@@ -216,7 +219,7 @@ class EvaluationLoader:
             if isinstance(raw, torch.Tensor):
                 raw = place(raw, device)
             yield Batch(
-                inputs=self._encoding(raw),
+                inputs=self._encoding(raw, split.ids[want.own], want.view),
                 labels=place(split.labels[want.own], device) if self._labelled else None,
                 index=place(split.ids[want.own], device),
                 view=place(want.view, device),
@@ -256,10 +259,13 @@ class _Encoding:
             else:
                 self._groups.append((encoder, [role]))
 
-    def __call__(self, raw: Raw) -> dict[str, Any]:
+    def __call__(self, raw: Raw, ids: torch.Tensor, view: torch.Tensor) -> dict[str, Any]:
         inputs = {}
         for encoder, roles in self._groups:
-            encoded = encoder(raw, self.device)
+            if getattr(encoder, "draws", False):
+                encoded = encoder(raw, self.device, ids=ids, views=view)  # type: ignore[call-arg]
+            else:
+                encoded = encoder(raw, self.device)
             inputs.update(dict.fromkeys(roles, encoded))
         return inputs
 

@@ -69,6 +69,8 @@ class Method(nn.Module):
     needs_teacher: bool = True
     """Whether `loss` asks for a teacher. Those that it listens to then run before the student, unless the weight is 0.
     A constructor may set it for its instance."""
+    needs_tokens: ClassVar[bool] = False
+    """Whether it works on language models only."""
     crosses_tokenizers: ClassVar[bool] = False
     """Whether it compares models that read different tokens. Else a teacher with another tokenizer is refused."""
     reads_logits: ClassVar[bool] = True

@@ -37,6 +37,8 @@ class TokenKD(Method, name="token_kd"):
         cross_entropy: c, the factor of the cross-entropy with the text itself.
     """
 
+    needs_tokens = True
+
     def __init__(
         self,
         divergence: Name = "forward_kl",

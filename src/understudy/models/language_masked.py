@@ -153,6 +153,11 @@ class MaskedPreprocess(Configured):
             self,
         )
 
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens that there are."""
+        return len(self.tokenizer)
+
     def decode(self, ids: torch.Tensor | Sequence[int]) -> str:
         """Return the text of token ids without special tokens."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)

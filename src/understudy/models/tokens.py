@@ -49,6 +49,10 @@ class TokenSequence:
 class Layout(Protocol):
     """What puts sequences into a model's rows: the preprocessing of a language model."""
 
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens that there are; a model may have more logits, which mean nothing."""
+
     def lay_out(
         self, sequences: Sequence[TokenSequence], documents: int, device: torch.device
     ) -> Tokens:

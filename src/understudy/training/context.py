@@ -168,6 +168,7 @@ class Context:
         """
         settings, given = self.experiment.settings, self.experiment.teachers
         teachers = by_name(teacher)
+        self._refuse_other_tasks(stage)
         using = [method for method in stage.active_methods if method.uses_teacher]
         if using and not teachers:
             names = ", ".join(method.name for method in using)
@@ -363,6 +364,18 @@ class Context:
                 workers=settings.workers,
             )
         return self._loaders[key]
+
+    def _refuse_other_tasks(self, stage: Stage) -> None:
+        """Refuse methods for language models on anything else."""
+        task = self.experiment.task
+        if isinstance(task, LanguageModelling):
+            return
+        for method in stage.active_methods:
+            if method.needs_tokens:
+                raise PreflightError(
+                    f"Stage '{stage.name}' uses {method.name}, which is for language models, and the task is "
+                    f"{task.name}. Set `task: causal_lm` (or masked_lm, seq2seq) for those."
+                )
 
     def _learns_from_labels_only(self, split: Split, stage: Stage) -> bool:
         """Tell whether every method of a stage needs labels; refuse a stage that needs labels and has none."""
