@@ -71,6 +71,9 @@ class Method(nn.Module):
     A constructor may set it for its instance."""
     needs_tokens: ClassVar[bool] = False
     """Whether it works on language models only."""
+    needs_classes: ClassVar[bool] = False
+    """Whether every sample has to have one answer, as in classification, because its logits are read together with its
+    features or stand for classes of the data."""
     crosses_tokenizers: ClassVar[bool] = False
     """Whether it compares models that read different tokens. Else a teacher with another tokenizer is refused."""
     reads_logits: ClassVar[bool] = True

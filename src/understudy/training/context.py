@@ -366,12 +366,16 @@ class Context:
         return self._loaders[key]
 
     def _refuse_other_tasks(self, stage: Stage) -> None:
-        """Refuse methods for language models on anything else."""
+        """Refuse methods for language models on anything else, and those that classify samples on them."""
         task = self.experiment.task
-        if isinstance(task, LanguageModelling):
-            return
         for method in stage.active_methods:
-            if method.needs_tokens:
+            if isinstance(task, LanguageModelling):
+                if method.needs_classes:
+                    raise PreflightError(
+                        f"Stage '{stage.name}' uses {method.name}, which needs one answer for every sample, and a "
+                        f"language model (task: {task.name}) gives one for every token."
+                    )
+            elif method.needs_tokens:
                 raise PreflightError(
                     f"Stage '{stage.name}' uses {method.name}, which is for language models, and the task is "
                     f"{task.name}. Set `task: causal_lm` (or masked_lm, seq2seq) for those."
