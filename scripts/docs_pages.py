@@ -34,6 +34,7 @@ ROOMS = {
     "training": "The loop, stages, optimisers, schedules, checkpoints, the run directory.",
     "methods": "What a method is and what it sees. The methods themselves have [cards](../methods.md).",
     "teachers": "Where targets come from.",
+    "sampling": "Text that a model or a server writes, and data sets made of it.",
     "evaluation": "Predictions, accuracy, fidelity, calibration and cost.",
     "tasks": "What a batch means.",
     "data": "Sources, splits, views and the loader.",

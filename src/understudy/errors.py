@@ -42,6 +42,10 @@ class StoreError(UnderstudyError):
     """A store of teacher outputs that cannot be written or read, does not match, or lacks what is asked for."""
 
 
+class SamplingError(UnderstudyError):
+    """A model or a server that cannot write what is asked for: unreachable, out of room, refusing a request."""
+
+
 def nearest(name: str, valid: Iterable[str], count: int = 3) -> list[str]:
     """Return up to `count` members of `valid` that look most like `name`, best first."""
     candidates = [str(candidate) for candidate in valid]

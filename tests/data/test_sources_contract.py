@@ -28,6 +28,10 @@ def make_digits(_root, changed: bool) -> Source:
     return sources.get("digits")(test=0.2 if changed else 0.3)
 
 
+def make_arithmetic(_root, changed: bool) -> Source:
+    return sources.get("arithmetic")(samples=40, seed=1 if changed else 0)
+
+
 def make_folder(root, changed: bool) -> Source:
     for i in range(20):
         path = root / "ab"[i % 2] / f"{i}.png"
@@ -71,6 +75,7 @@ def make_dataset(_root, changed: bool) -> Source:
 
 OWN = [name for name, member in sources if member.__module__.startswith("understudy.data.sources.")]
 MAKERS: dict[str, Callable[..., Source]] = {
+    "arithmetic": make_arithmetic,
     "digits": make_digits,
     "folder": make_folder,
     "huggingface": make_huggingface,
