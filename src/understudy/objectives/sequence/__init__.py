@@ -26,6 +26,9 @@ from understudy.objectives.sequence.sampled import (
     sampled_kl,
     token_log_probabilities,
 )
+from understudy.objectives.sequence.weights import (
+    sequence_weights,
+)
 
 __all__ = [
     "adaptive_kl",
@@ -41,6 +44,7 @@ __all__ = [
     "reverse_kl",
     "reward_guided_mask",
     "sampled_kl",
+    "sequence_weights",
     "skewed_forward_kl",
     "skewed_reverse_kl",
     "symmetric_kl",
