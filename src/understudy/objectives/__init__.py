@@ -73,6 +73,7 @@ from understudy.objectives.response import (
     sinkhorn_per_sample,
     soft_cross_entropy,
     subclass_logits,
+    top_k_divergence,
     uskd,
     weighted_soft_labels,
 )
@@ -192,6 +193,7 @@ __all__ = [
     "subclass_scores",
     "symmetric_kl",
     "token_log_probabilities",
+    "top_k_divergence",
     "total_variation",
     "uld",
     "uskd",
