@@ -6,17 +6,20 @@ import math
 from collections.abc import Sequence
 
 from understudy.report import formatting
-from understudy.report.measure import ACCURACY, TOKEN_LIKELIHOOD, Measure
+from understudy.report.measure import ACCURACY, TOKEN_LIKELIHOOD, Measure, Words
 from understudy.report.run import BASELINE, TEACHER, RunData
 from understudy.report.statistics import Row
 
 BUDGET_TOLERANCE = 0.01
-BUDGETS = (
-    ("steps", "optimiser steps"),
-    ("samples", "training samples"),
-    ("tokens", "training tokens"),
-)
-"""What every arm should get the same of, and what it is called."""
+
+
+def budgets(words: Words) -> list[tuple[str, str]]:
+    """Return what every arm should get the same of: the name of the cost, and what it is called."""
+    return [
+        ("steps", "optimiser steps"),
+        ("samples", f"training {words.samples}"),
+        ("tokens", "training tokens"),
+    ]
 
 
 def warnings(run: RunData, rows: Sequence[Row]) -> list[str]:
@@ -31,7 +34,7 @@ def warnings(run: RunData, rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row.role == "teacher":
             found += _teacher(run, row, by_arm.get(BASELINE))
-    found += _unequal_budgets([row for row in rows if row.role != "teacher"])
+    found += _unequal_budgets([row for row in rows if row.role != "teacher"], run.words)
     found += [
         f"{row.arm} has results for the seeds {_listed(row.seeds)}, the baseline for "
         f"{_listed(by_arm[BASELINE].seeds)}; only shared seeds are compared."
@@ -87,9 +90,9 @@ def _shown(measure: Measure, value: float) -> str:
     return f"{measure.noun} {value:.3f}"
 
 
-def _unequal_budgets(rows: Sequence[Row]) -> list[str]:
+def _unequal_budgets(rows: Sequence[Row], words: Words) -> list[str]:
     found = []
-    for key, unit in BUDGETS:
+    for key, unit in budgets(words):
         means = {row.arm: mean for row in rows if (mean := row.mean(key)) is not None}
         if means and max(means.values()) > min(means.values()) * (1 + BUDGET_TOLERANCE):
             each = ", ".join(f"{arm} {formatting.count(mean)}" for arm, mean in means.items())

@@ -217,7 +217,11 @@ def _warnings(runs: Sequence[RunData], names: Sequence[str]) -> list[str]:
                 f"{name}: {_short(value)}" for name, value in zip(names, values, strict=True)
             )
             found.append(f"The runs have different {what}. {each}.")
-    for key, unit in checks.BUDGETS:
+    if words.language and len({run.vocabulary for run in runs}) > 1:
+        found.append(
+            "A perplexity means something for one tokenizer only; between tokenizers compare bits per byte."
+        )
+    for key, unit in checks.budgets(words):
         means = {
             f"{name} / {row.arm}": mean
             for name, run in zip(names, runs, strict=True)

@@ -147,13 +147,20 @@ def cards(run: RunData, rows: Sequence[Row]) -> list[Card]:
     if student is None:
         return found
     if student.difference is not None:
-        title = "Gain" if measure.better == "higher" else f"{measure.titled} to baseline"
-        gain = f"{formatting.change(measure.change, student.difference)}{measure.change.suffix}"
-        found.append(Card(title, gain, _evidence(student)))
+        found.append(_gain(student.difference, student, measure))
     closed = _gap_closed(teacher, baseline, student, measure)
     if closed is not None:
         found.append(Card("Gap closed", f"{closed * 100:.0f} %", _to(teachers)))
     return found + (_savings(teacher, student) if teacher is not None else [])
+
+
+def _gain(difference: float, student: Row, measure: Measure) -> Card:
+    """Return the difference to the baseline; only of what should rise it is called a gain."""
+    form = measure.change
+    text, evidence = formatting.change(form, difference), _evidence(student)
+    if measure.better == "higher":
+        return Card("Gain", f"{text}{form.suffix}", evidence)
+    return Card(f"{measure.titled} to baseline{form.heading}", text, evidence)
 
 
 def _titled(teacher: Row) -> str:
@@ -258,6 +265,6 @@ def _same_thing(measure: Measure) -> str:
     """Return why differences are not in the unit of what is shown."""
     return (
         f"Differences, their tests and the closed gap are of the {measure.noun} ({measure.change.unit}), whose "
-        f"exponential is the {measure.level_noun}: a difference of −0.10 is a {measure.level_noun} that is 10 % lower. "
+        f"exponential is the {measure.level_noun}: a difference of −0.10 is a {measure.level_noun} about 10 % lower. "
         f"{capital(measure.better)} is better."
     )

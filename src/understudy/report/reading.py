@@ -52,6 +52,24 @@ def read_run(folder: str | Path) -> RunData:
     return run
 
 
+def read_header(folder: str | Path) -> dict[str, Any]:
+    """Return the `run` line of a run directory, without reading the rest.
+
+    Raises:
+        RunDirectoryError: there is none; names the file.
+    """
+    path = Path(folder) / "metrics.jsonl"
+    try:
+        with path.open(encoding="utf-8") as file:
+            for text in file:
+                line = json.loads(text) if text.strip() else {}
+                if line.get("event") == "run":
+                    return dict(line)
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"'{path}' cannot be read: {error}.") from error
+    raise RunDirectoryError(f"'{path}' has no line that says what was run.")
+
+
 def _read_metrics(run: RunData, path: Path) -> None:
     content = path.read_bytes()
     run.digest = hashlib.sha256(content).hexdigest()

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from understudy.report.figures.base import Entry, Figure, layout_with, plain_text, short_text
+from understudy.report.figures.base import (
+    Entry,
+    Figure,
+    layout_with,
+    logarithmic_axis,
+    plain_text,
+    short_text,
+)
 from understudy.report.measure import capital
 from understudy.report.run import BASELINE
 from understudy.report.statistics import by_seed
@@ -74,7 +81,7 @@ def seed_by_seed(entries: Sequence[Entry]) -> Figure | None:
     layout = layout_with(f"Test {measure.level_noun}{form.heading}", "", height=_height(entries))
     layout["showlegend"] = False
     if measure.logarithmic:
-        layout["xaxis"]["type"] = "log"
+        layout["xaxis"].update(logarithmic_axis(x for trace in traces for x in trace["x"]))
     layout["yaxis"].update(
         _one_line_each(entry for entry in entries if measure.level_name in entry.row.values)
     )
@@ -208,7 +215,7 @@ def trade_off(entries: Sequence[Entry]) -> Figure | None:
     layout = layout_with(offers[0][1], f"Test {measure.level_noun}{form.heading}")
     layout["xaxis"].update(type="log", dtick="D2", tickformat="~s")
     if measure.logarithmic:
-        layout["yaxis"]["type"] = "log"
+        layout["yaxis"].update(logarithmic_axis(trace["y"][0] for trace in traces))
     way = "Up" if measure.better == "higher" else "Down"
     caption = f"{way} and to the left is better. Mean over seeds, whiskers one standard deviation."
     title = f"Size, speed and {measure.level_noun}"

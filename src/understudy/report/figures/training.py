@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from understudy.report.curves import Curve, stage_starts, term_curves, thinned, validation_curve
-from understudy.report.figures.base import Entry, Figure, layout_with, short_text
-from understudy.report.measure import ACCURACY, Form
+from understudy.report.figures.base import Entry, Figure, layout_with, logarithmic_axis, short_text
+from understudy.report.measure import ACCURACY, TOKEN_LIKELIHOOD, Form
 from understudy.report.run import RunData
 
 TERM_COLOURS = 5
@@ -29,7 +29,8 @@ def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
         if traces:
             layout = layout_with("Optimiser steps", f"{title}{form.heading}")
             if logarithmic:
-                layout["yaxis"]["type"] = "log"
+                drawn = (value for trace in traces for value in trace["y"])
+                layout["yaxis"].update(logarithmic_axis(drawn))
             layout["hovermode"] = "x"
             layout["xaxis"]["rangemode"] = "tozero"
             caption = "Mean over seeds; the band reaches from the least to the greatest seed."
@@ -38,18 +39,22 @@ def learning_curves(entries: Sequence[Entry]) -> list[Figure]:
 
 
 def _watched(run: RunData) -> list[tuple[str, str, Form, bool]]:
-    """Return metric, title, form and whether the axis is logarithmic of each figure."""
+    """Return metric, title, form and whether the axis is logarithmic of each figure, the main measure first."""
     measure = run.measure
     name, title = measure.level_name, f"Validation {measure.level_noun}"
-    found = [(name, title, measure.level, measure.logarithmic)]
+    main = (name, title, measure.level, measure.logarithmic)
     if run.words.language:
-        # The loss is the logarithm of the perplexity: on that axis it would be the same picture again.
-        return [*found, ("accuracy", "Validation accuracy of tokens", ACCURACY.level, False)]
-    others = [
-        ("accuracy", "Validation accuracy", ACCURACY.level, False),
-        ("nll", "Validation loss", Form(1, 3, "nats"), False),
-    ]
-    return [*found, *(other for other in others if other[0] != name)]
+        # No figure of the loss: it would be that of the perplexity, which has a logarithmic axis, once more.
+        others = [
+            ("perplexity", "Validation perplexity", TOKEN_LIKELIHOOD.level, True),
+            ("accuracy", "Validation accuracy of tokens", ACCURACY.level, False),
+        ]
+    else:
+        others = [
+            ("accuracy", "Validation accuracy", ACCURACY.level, False),
+            ("nll", "Validation loss", Form(1, 3, "nats"), False),
+        ]
+    return [main, *(other for other in others if other[0] != name)]
 
 
 def loss_terms(entries: Sequence[Entry]) -> list[Figure]:
