@@ -193,6 +193,38 @@ def test_gradients_are_right() -> None:
     )
 
 
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5), (1, 1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_closed_form_of_kd_is_the_formula_that_weights_take(
+    shape: tuple[int, ...], masked: bool
+) -> None:
+    student, teacher = (torch.randn(*shape, dtype=torch.float64) * 3 for _ in range(2))
+    if masked and shape[-1] > 1:
+        student[..., 1] = teacher[..., 1] = teacher[..., 2] = -torch.inf
+    found = []
+    for weight in (None, torch.ones(shape[:-1], dtype=torch.float64)):
+        leaf = student.clone().requires_grad_()
+        loss = objectives.kd(leaf, teacher, temperature=2.5, weight=weight)
+        (3 * loss).backward()
+        found.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
+
+
+def test_kd_has_a_second_derivative_and_one_by_transforms() -> None:
+    student, teacher = (torch.randn(3, 4, dtype=torch.float64) for _ in range(2))
+    student.requires_grad_()
+
+    def loss(s: torch.Tensor) -> torch.Tensor:
+        return objectives.kd(s, teacher, temperature=2.0)
+
+    assert torch.autograd.gradgradcheck(loss, (student,))
+    value = loss(student)
+    first = torch.autograd.grad(value, student, retain_graph=True)[0]
+    assert torch.equal(first, torch.autograd.grad(value, student)[0])
+    by_transform = torch.func.grad(loss)(student.detach())
+    torch.testing.assert_close(by_transform, first, rtol=1e-12, atol=1e-14)
+
+
 def test_mse_weights() -> None:
     student, teacher = torch.randn(3, 2, 2, 2), torch.randn(3, 2, 2, 2)
     whole = objectives.mse(student, teacher)
