@@ -144,21 +144,39 @@ def test_cross_entropy_skips_the_unlabelled() -> None:
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("rows", [13, 200])
 def test_cross_entropy_of_labels_known_to_be_complete_is_the_same_to_the_bit(
-    kind: str, weighted: bool
+    kind: str, weighted: bool, label_smoothing: float, rows: int
 ) -> None:
-    labels = torch.randint(0, 5, (13,)) if kind == "hard" else torch.rand(13, 5).softmax(dim=1)
-    weight = torch.rand(13) if weighted else None
+    labels = torch.randint(0, 5, (rows,)) if kind == "hard" else torch.rand(rows, 5).softmax(dim=1)
+    weight = torch.rand(rows) if weighted else None
     found = []
     for known in (False, True):
-        logits = torch.randn(13, 5, generator=torch.Generator().manual_seed(3), requires_grad=True)
+        generator = torch.Generator().manual_seed(3)
+        logits = torch.randn(rows, 5, generator=generator, requires_grad=True)
         loss = objectives.cross_entropy(
-            logits, labels, label_smoothing=0.1, all_labelled=known, weight=weight
+            logits, labels, label_smoothing=label_smoothing, all_labelled=known, weight=weight
         )
         loss.backward()
         found.append((loss.detach(), logits.grad))
     for looked_at, taken in zip(*found, strict=True):
         assert torch.equal(looked_at, taken)
+
+
+@pytest.mark.parametrize("missing", [0, 4, 9])
+def test_the_mean_cross_entropy_is_the_formula_that_weights_take(missing: int) -> None:
+    logits = torch.randn(9, 4, dtype=torch.float64) * 3
+    labels = torch.randint(0, 4, (9,))
+    labels[:missing] = -1
+    logits[:missing] = torch.nan
+    found = []
+    for weight in (None, torch.ones(9, dtype=torch.float64)):
+        leaf = logits.clone().requires_grad_()
+        loss = objectives.cross_entropy(leaf, labels, weight=weight)
+        (3 * loss).backward()
+        found.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
 
 
 def test_a_label_that_is_missing_where_none_should_be_is_an_error() -> None:
