@@ -28,6 +28,7 @@ from understudy.training.recorder import Recorder
 from understudy.training.run_directory import RunDirectory
 from understudy.training.stage import Stage
 from understudy.training.stage_run import Earlier, StageRun
+from understudy.training.writing import write_answers
 
 logger = logging.getLogger("understudy")
 LATENCY_SECONDS = 0.4
@@ -243,7 +244,11 @@ class Member:
             metrics |= self._fidelity(student, predictions, heard)
         if not classifies:
             metrics = dict.fromkeys(metrics)
+        written = write_answers(self.context, student)
+        metrics |= written.metrics
         if self.directory.writes:
+            if written.samples:
+                self._record("samples", samples=written.samples)
             folder = None
             if not student.extra.get("black_box"):
                 folder = self.save(student, {**folder_metadata, "metrics": metrics}, teacher)

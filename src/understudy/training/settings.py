@@ -27,6 +27,9 @@ class Settings:
         trackers: "tensorboard", "mlflow", "wandb".
         cache: folder of what methods fit to the teacher before a stage, for all runs that name it; None for `.fitted`
             beside the run directory.
+        samples: after how many test prompts each finished language model writes, side by side in the report.
+        answers: how many test prompts with an answer are written to and compared (exact match, Rouge-L).
+        answer_tokens: most tokens of what is written; 0 for nothing.
         preflight: "refuse" stops before training when a check fails, "warn" only says so.
     """
 
@@ -43,6 +46,9 @@ class Settings:
     evaluation_batch_size: int = 256
     trackers: tuple[str, ...] = ()
     cache: str | None = None
+    samples: int = 4
+    answers: int = 100
+    answer_tokens: int = 64
     preflight: Literal["refuse", "warn"] = "refuse"
 
     def __post_init__(self) -> None:
