@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
 from understudy.errors import ModelError, UnknownName, nearest, unknown_name
+from understudy.models.language_task import Task, check_language
 from understudy.models.model import Model, Preprocess
 from understudy.models.preprocess import (
     AnyPreprocess,
@@ -24,10 +25,6 @@ from understudy.models.taps import unwrap
 from understudy.models.tokenizer import load_tokenizer
 from understudy.models.weights import load_weights
 from understudy.registry import Registry
-
-Task = Literal["classification", "causal_lm", "masked_lm", "seq2seq"]
-TASKS: tuple[Task, ...] = ("classification", "causal_lm", "masked_lm", "seq2seq")
-"""What a model may be for. All but the first are tasks of language models, which take texts."""
 
 T = TypeVar("T")
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
@@ -193,26 +190,10 @@ def build(
         dict(keywords),
         task,
     )
-    builder = builders.get(prefix)()
     if task != "classification":
-        _check_language(request, builder)
-    return builder.build(request)
-
-
-def _check_language(request: Request, builder: Builder) -> None:
-    """Refuse a task that does not exist, that the builder has no models for, or that the data are not for."""
-    if request.task not in TASKS:
-        raise unknown_name("task", request.task, TASKS)
-    if not getattr(builder, "language", False):
-        able = [f"{name}:" for name, made in builders if getattr(made, "language", False)]
-        raise ModelError(
-            f"'{request.full_name}' is no language model, so it cannot be used for the task {request.task}. "
-            f"Language models have the prefixes {', '.join(able)}."
-        )
-    if request.kind != "text":
-        raise ModelError(
-            f"The task {request.task} takes texts; the data of '{request.full_name}' are {request.kind}s."
-        )
+        able = (name for name, made in builders if getattr(made, "language", False))
+        check_language(name, task, kind, able)
+    return builders.get(prefix)().build(request)
 
 
 def names(prefix: str | None = None) -> list[str]:
@@ -230,6 +211,7 @@ def live(
     preprocess: Preprocess | Mapping[str, Any] | None = None,
     statistics: Statistics | None = None,
     name: str | None = None,
+    task: Task = "classification",
 ) -> Model:
     """Wrap a module that the caller made. Wrappers around it (distributed, compiled) are taken off.
 
@@ -241,11 +223,16 @@ def live(
         preprocess: an object, or settings for the default one ({"tokenizer": ..., "max_length": 128} for texts).
         statistics: mean and standard deviation per channel, where `preprocess` says nothing.
         name: what a log calls it.
+        task: what the model is for. A language model needs a `tokenizer` among the settings of `preprocess`.
     """
     module = unwrap(module)
     if not isinstance(module, nn.Module):
         raise ModelError(f"A model is a torch.nn.Module, not a {type(module).__name__}.")
-    if preprocess is None or isinstance(preprocess, Mapping):
+    called = name or f"live:{type(module).__name__}"
+    extra: dict[str, Any] = {} if task == "classification" else {"task": task}
+    if task != "classification" and (preprocess is None or isinstance(preprocess, Mapping)):
+        preprocess, extra["notes"] = _language_preprocess(module, called, task, preprocess)
+    elif preprocess is None or isinstance(preprocess, Mapping):
         shape = None if input_shape is None else tuple(input_shape)
         preprocess = Request(
             "live",
@@ -259,10 +246,21 @@ def live(
     return Model(
         module,
         preprocess,
-        name or f"live:{type(module).__name__}",
+        called,
         weights="given with the module",
-        classes=None if class_names is None else tuple(class_names),
+        classes=None if class_names is None or task != "classification" else tuple(class_names),
+        extra=extra,
     )
+
+
+def _language_preprocess(
+    module: nn.Module, name: str, task: Task, settings: Mapping[str, Any] | None
+) -> tuple[Preprocess, tuple[str, ...]]:
+    from understudy.models.language_models import language_preprocess
+    from understudy.models.language_tokenizer import language_tokenizer
+
+    request = Request("live", name, 1, "text", preprocess=settings, task=task)
+    return language_preprocess(name, task, module, language_tokenizer(request, None), settings)
 
 
 def call_constructor(

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from understudy.errors import ModelError, unknown_name
+from understudy.models.export_copy import copied
 from understudy.models.export_formats import write_hf, write_onnx, write_torch_export
+from understudy.models.export_language import export_language
 from understudy.models.export_verify import Case, compare, compare_tensors, run_fresh
 from understudy.models.folder import read_json, replaced_folder, write_json
 from understudy.models.model import Model
@@ -19,7 +21,6 @@ from understudy.models.outputs import call, logits_of
 from understudy.models.preprocess import Kind, TextPreprocess
 from understudy.models.saved import DESCRIPTION, TOKENIZER, write_model
 from understudy.models.surgery import fold_heads
-from understudy.models.taps import Tapped, unwrap
 
 Format = Literal["safetensors", "hf", "onnx", "torch-export"]
 LOADED: dict[str, str] = {
@@ -51,6 +52,7 @@ def export(
     [B, C] in float32. Preprocessing and class names lie beside it as JSON, for ONNX also in the file's metadata. The
     export is loaded in a fresh Python process, by onnxruntime, torch or transformers alone (only "safetensors" is
     loaded by understudy, without the rooms that train), run at batches of 5 and of 1, and compared with the model.
+    Language models are exported by `export_language`.
 
     Args:
         model: the model; it is not changed.
@@ -73,7 +75,11 @@ def export(
         raise unknown_name("export format", to, LOADED)
     if model.extra.get("black_box"):
         raise ModelError(f"'{model.name}' is an exported program already.")
-    network = _copied(model)
+    if "task" in model.extra:
+        return export_language(
+            model, to, folder, example_raw=example_raw, metadata=metadata, tolerance=tolerance
+        )
+    network = copied(model)
     reference = copy.deepcopy(network).float()
     cases = _cases(model, example_raw)
     expected = [_answer(reference, case) for case in cases]
@@ -136,21 +142,6 @@ def export(
             }
         write_json(file, description)
     return Path(folder) / LOADED[to]
-
-
-def _copied(model: Model) -> nn.Module:
-    """Return the network as it will be exported: a copy on the CPU, in evaluation mode, contiguous."""
-    module = unwrap(model.module)
-    while isinstance(module, Tapped):
-        module = unwrap(module.module)
-    try:
-        network = copy.deepcopy(module)
-    except (RuntimeError, TypeError) as error:
-        raise ModelError(
-            f"'{model.name}' cannot be copied for its export: it keeps something beside its parameters ({error})."
-        ) from error
-    network = network.cpu().to(memory_format=torch.contiguous_format)
-    return network.eval().requires_grad_(False)
 
 
 def _cases(model: Model, example_raw: Any) -> list[Case]:

@@ -55,6 +55,16 @@ def _called(module: Any, case: dict[str, np.ndarray]) -> Any:
     return module(*tensors.values())
 
 
+_IMAGE = "AutoModelForImageClassification"
+_AUTO = {
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+}
+
+
 def run_hf(place: str, cases: Cases) -> list[np.ndarray]:
     """Run a Hugging Face folder by transformers, and its tokenizer where the cases come with texts."""
     import torch
@@ -63,12 +73,8 @@ def run_hf(place: str, cases: Cases) -> list[np.ndarray]:
     architecture = transformers.AutoConfig.from_pretrained(
         place, local_files_only=True
     ).architectures[0]
-    is_text = architecture.endswith("ForSequenceClassification")
-    image, text = (
-        transformers.AutoModelForImageClassification,
-        transformers.AutoModelForSequenceClassification,
-    )
-    auto: Any = text if is_text else image
+    name = next((auto for end, auto in _AUTO.items() if architecture.endswith(end)), _IMAGE)
+    auto: Any = getattr(transformers, name)
     model = auto.from_pretrained(place, local_files_only=True, dtype=torch.float32).eval()
     answers = []
     for case in cases:

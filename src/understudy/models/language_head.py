@@ -114,9 +114,14 @@ def example_tokens(module: nn.Module) -> dict[str, torch.Tensor]:
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     ids = (torch.arange(10, device=device) * 7 + 3).view(2, 5) % size
     keywords = {"input_ids": ids}
-    if "decoder_input_ids" in inspect.signature(module.forward).parameters:
+    if "decoder_input_ids" in forward_keywords(module):
         keywords["decoder_input_ids"] = ids[:, :4]
     return keywords
+
+
+def forward_keywords(module: nn.Module) -> set[str]:
+    """Return the names of what a model's forward takes; of one in an adapter's wrapper, what the model itself takes."""
+    return set(inspect.signature(_owner(unwrap(module)).forward).parameters)
 
 
 def vocabulary_of(module: nn.Module) -> int:

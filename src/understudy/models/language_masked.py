@@ -23,7 +23,7 @@ from understudy.models.language_documents import (
 from understudy.models.language_documents import LONG as _LONG
 from understudy.models.language_rows import Placed, placed
 from understudy.models.text_preprocess import texts_of
-from understudy.models.tokenizer import tokenizer_fingerprint
+from understudy.models.tokenizer import language_fingerprint
 from understudy.models.tokens import Rows, Tokens, TokenSequence, padded
 
 _MULTIPLE = 8
@@ -70,7 +70,7 @@ class MaskedPreprocess(Configured):
         self.share, self.seed = float(share), int(seed)
         self.long, self.dynamic, self.token_types = long, dynamic, token_types
         self.counts: Counter[str] = Counter()
-        self._fingerprint = tokenizer_fingerprint(tokenizer)
+        self._fingerprint = language_fingerprint(tokenizer)
         self._special = torch.tensor(sorted(set(tokenizer.all_special_ids)))
         every = torch.arange(len(tokenizer))
         self._ordinary = every[~torch.isin(every, self._special)]

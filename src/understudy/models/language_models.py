@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,17 +10,15 @@ from torch import nn
 from understudy.errors import ModelError
 from understudy.models.configured import construct
 from understudy.models.hf_preprocess import positions
-from understudy.models.language_head import vocabulary_of
+from understudy.models.language_head import forward_keywords, vocabulary_of
 from understudy.models.language_masked import MaskedPreprocess
 from understudy.models.language_pairs import PairPreprocess
 from understudy.models.language_preprocess import PACKINGS, CausalPreprocess
 from understudy.models.packing_proof import prove_packing
+from understudy.models.preprocess import LanguagePreprocess
 
 DEFAULT_LENGTH = 1024
 """Most tokens of a row where nothing is said; models have positions for many more than fit in memory."""
-
-
-LanguagePreprocess = CausalPreprocess | MaskedPreprocess | PairPreprocess
 
 
 def language_preprocess(
@@ -49,7 +46,7 @@ def language_preprocess(
     if given.pop("type", task) != task:
         raise ModelError(f"'{name}' is for the task {task}; its preprocessing is for another.")
     given["max_length"] = _length(name, module, tokenizer, given.get("max_length"))
-    taken = inspect.signature(module.forward).parameters
+    taken = forward_keywords(module)
     if task == "causal_lm":
         given["attention_mask"] = "attention_mask" in taken
         return _causal(name, module, tokenizer, given)

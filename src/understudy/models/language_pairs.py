@@ -14,7 +14,7 @@ from understudy.models.configured import Configured
 from understudy.models.language_documents import CUT_PROMPT, CUT_RESPONSE, SKIPPED, Long, said
 from understudy.models.language_rows import Placed, placed
 from understudy.models.text_preprocess import texts_of
-from understudy.models.tokenizer import tokenizer_fingerprint
+from understudy.models.tokenizer import language_fingerprint
 from understudy.models.tokens import Rows, Tokens, TokenSequence, padded
 
 _MULTIPLE = 8
@@ -54,7 +54,7 @@ class PairPreprocess(Configured):
         self.tokenizer, self.max_length, self.start_token = tokenizer, max_length, start_token
         self.long, self.dynamic = long, dynamic
         self.counts: Counter[str] = Counter()
-        self._fingerprint = tokenizer_fingerprint(tokenizer)
+        self._fingerprint = language_fingerprint(tokenizer)
         self._end = tokenizer.eos_token_id
 
     def __call__(self, raw: Any, device: torch.device) -> Tokens:

@@ -11,7 +11,7 @@ from understudy.errors import ModelError, unknown_name
 from understudy.models.configured import Configured
 from understudy.models.language_documents import LONG, Documents, Long
 from understudy.models.language_rows import Packing, causal_tokens
-from understudy.models.tokenizer import tokenizer_fingerprint
+from understudy.models.tokenizer import language_fingerprint
 from understudy.models.tokens import Rows, Tokens, TokenSequence, packed, padded
 
 PACKINGS: tuple[Packing, ...] = ("padded", "positions", "mask", "bias")
@@ -65,7 +65,7 @@ class CausalPreprocess(Configured):
         self.long, self.chat_template = long, chat_template
         self.dynamic, self.attention_mask = dynamic, attention_mask
         self._documents = Documents(tokenizer, max_length, long, chat_template)
-        self._fingerprint = tokenizer_fingerprint(tokenizer)
+        self._fingerprint = language_fingerprint(tokenizer, chat_template)
         # What stands in empty cells is never read, so the end token will do where there is no padding token.
         unpadded = tokenizer.pad_token_id is None
         self._padding = int(tokenizer.eos_token_id if unpadded else tokenizer.pad_token_id)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import nn
 
-from understudy.models.language_head import hidden_path, vocabulary_of
+from understudy.models.language_head import forward_keywords, hidden_path, vocabulary_of
 from understudy.models.language_rows import Packing, causal_tokens
 from understudy.models.outputs import call, logits_of
 from understudy.models.taps import Stop, Tapped, unchanged
@@ -28,7 +27,7 @@ def prove_packing(module: nn.Module, layout: Layout, max_length: int) -> tuple[P
     Returns:
         The way, "padded" where there is none, and a sentence that says which it is and why.
     """
-    if "position_ids" not in inspect.signature(module.forward).parameters:
+    if "position_ids" not in forward_keywords(module):
         return "padded", (
             f"Rows are padded: {type(module).__name__} takes no `position_ids`, so sequences in one row would run "
             "into each other."
@@ -111,7 +110,7 @@ def _states(
         packing=way,
         padding=0,
         attention_mask=len(rows.row) == rows.shape[0]
-        and "attention_mask" in inspect.signature(module.forward).parameters,
+        and "attention_mask" in forward_keywords(module),
         layout=layout,
     )
     path = hidden_path(module)

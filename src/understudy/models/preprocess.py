@@ -10,6 +10,9 @@ from torch.nn import functional
 
 from understudy.errors import ModelError, unknown_name
 from understudy.models.configured import Configured, construct
+from understudy.models.language_masked import MaskedPreprocess
+from understudy.models.language_pairs import PairPreprocess
+from understudy.models.language_preprocess import CausalPreprocess
 from understudy.models.normalisation import (
     Normaliser,
     Statistics,
@@ -17,13 +20,14 @@ from understudy.models.normalisation import (
     checked_statistics,
 )
 from understudy.models.text_preprocess import TEXT_INPUTS, TextPreprocess
-from understudy.models.tokenizer import load_tokenizer, tokenizer_fingerprint
+from understudy.models.tokenizer import load_tokenizer
 
 __all__ = [
     "TEXT_INPUTS",
     "AnyPreprocess",
     "ImagePreprocess",
     "Kind",
+    "LanguagePreprocess",
     "Statistics",
     "TensorPreprocess",
     "TextPreprocess",
@@ -157,7 +161,15 @@ class TensorPreprocess(Configured):
         }
 
 
-AnyPreprocess = ImagePreprocess | TextPreprocess | TensorPreprocess
+LanguagePreprocess = CausalPreprocess | MaskedPreprocess | PairPreprocess
+AnyPreprocess = ImagePreprocess | TextPreprocess | TensorPreprocess | LanguagePreprocess
+
+_WITH_TOKENIZER: dict[str, type[TextPreprocess | LanguagePreprocess]] = {
+    "text": TextPreprocess,
+    "causal_lm": CausalPreprocess,
+    "masked_lm": MaskedPreprocess,
+    "seq2seq": PairPreprocess,
+}
 
 
 def plain_preprocess(
@@ -187,16 +199,18 @@ def from_config(config: Mapping[str, Any], *, tokenizer: Any = None) -> AnyPrepr
         return construct(ImagePreprocess, "image preprocessing", settings)
     if kind == "tensor":
         return construct(TensorPreprocess, "tensor preprocessing", settings)
-    if kind != "text":
-        raise unknown_name("kind of preprocessing", str(kind), ("image", "text", "tensor"))
+    if kind not in _WITH_TOKENIZER:
+        known = ("image", "tensor", *_WITH_TOKENIZER)
+        raise unknown_name("kind of preprocessing", str(kind), known)
     described = settings.pop("tokenizer", None)
     if tokenizer is None:
         raise ModelError("Text preprocessing needs its tokenizer.")
     if not callable(tokenizer):
         tokenizer = load_tokenizer(tokenizer)
-    if described is not None and tokenizer_fingerprint(tokenizer) != described:
+    rebuilt = construct(_WITH_TOKENIZER[kind], "text preprocessing", settings, tokenizer)
+    if described is not None and rebuilt.config()["tokenizer"] != described:
         raise ModelError("The tokenizer is not the one that the preprocessing was described with.")
-    return construct(TextPreprocess, "text preprocessing", settings, tokenizer)
+    return rebuilt
 
 
 def adjusted(base: AnyPreprocess, settings: Mapping[str, Any] | None) -> AnyPreprocess:
@@ -208,7 +222,7 @@ def adjusted(base: AnyPreprocess, settings: Mapping[str, Any] | None) -> AnyPrep
         raise ModelError(
             f"The preprocessing given is for {settings['type']} data, the model takes {config['type']} data."
         )
-    if isinstance(base, TextPreprocess):
+    if not isinstance(base, ImagePreprocess | TensorPreprocess):
         changes = {name: value for name, value in settings.items() if name != "tokenizer"}
         return from_config({**config, **changes}, tokenizer=base.tokenizer)
     if isinstance(base, ImagePreprocess):

@@ -14,7 +14,7 @@ from understudy.errors import ModelError
 from understudy.models.build import build
 from understudy.models.folder import read_json, replaced_folder, write_json
 from understudy.models.model import Model, fingerprint
-from understudy.models.preprocess import Kind, TextPreprocess, from_config
+from understudy.models.preprocess import Kind, from_config
 from understudy.models.surgery import folded, operate, surgery_of
 from understudy.models.taps import unwrap
 from understudy.models.weights import file_hash, load_weights
@@ -107,8 +107,11 @@ def _write_folded(
         "surgery": surgery_of(module),
         "metadata": dict(metadata or {}),
     }
-    if isinstance(model.preprocess, TextPreprocess):
-        model.preprocess.tokenizer.save_pretrained(str(folder / TOKENIZER))
+    if "task" in model.extra:
+        description["task"] = model.extra["task"]
+    tokenizer = getattr(model.preprocess, "tokenizer", None)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(folder / TOKENIZER))
     write_json(folder / DESCRIPTION, description)
 
 
@@ -178,6 +181,7 @@ def load(folder: str | Path, *, module: nn.Module | None = None) -> Model:
         config,
         f"{path.name}/{WEIGHTS} (sha256 {description['sha256'][:12]})",
         None if names is None else tuple(names),
+        {"task": description["task"]} if "task" in description else {},
     )
 
 

@@ -165,3 +165,19 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     described = [content, getattr(tokenizer, "padding_side", "right"), tokenizer.pad_token_id]
     text = json.dumps(described, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def language_fingerprint(tokenizer: Any, chat_template: bool = False) -> str:
+    """Return a hash over what a tokenizer does and which tokens begin and end a text.
+
+    Args:
+        tokenizer: the tokenizer.
+        chat_template: whether its chat template is used, and so is a part of it.
+    """
+    described = [
+        tokenizer_fingerprint(tokenizer),
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.chat_template if chat_template else None,
+    ]
+    return hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()

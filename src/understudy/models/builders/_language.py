@@ -12,11 +12,12 @@ from understudy.errors import ModelError, unknown_name
 from understudy.models.build import Request, load_file
 from understudy.models.language_models import language_preprocess
 from understudy.models.language_tokenizer import language_tokenizer
+from understudy.models.lora import Lora, add_adapters
 from understudy.models.model import Model
 from understudy.models.optional import first_line, quiet_transformers
 
 KEYWORDS = (
-    "config", "tokenizer", "dtype", "attn_implementation", "revision", "pad_vocabulary_to",
+    "config", "tokenizer", "dtype", "attn_implementation", "revision", "pad_vocabulary_to", "lora",
 )  # fmt: skip
 _AUTO = {
     "causal_lm": "AutoModelForCausalLM",
@@ -45,6 +46,8 @@ def build_language(request: Request) -> Model:
     dtype = request.keywords.get("dtype", "float32")
     if dtype not in _DTYPES:
         raise unknown_name("dtype", str(dtype), _DTYPES)
+    wanted = request.keywords.get("lora")
+    lora = None if wanted is None else Lora.read(wanted)
     with quiet_transformers():
         if _is_type(request):
             module, tokenizer = _from_scratch(request, getattr(torch, dtype))
@@ -54,6 +57,8 @@ def build_language(request: Request) -> Model:
             weights = request.full_name
             if request.weights is not None:
                 weights = load_file(module, request, drop_head=False)
+        if lora is not None:
+            add_adapters(module, lora, request.full_name)
         # A cache of keys and values is for generation, which asks for it; a training pass has no use for one.
         if hasattr(module.config, "use_cache"):
             module.config.use_cache = False
@@ -64,7 +69,7 @@ def build_language(request: Request) -> Model:
         module,
         preprocess,
         request.full_name,
-        _config(request, module, preprocess),
+        _config(request, module, preprocess, lora),
         weights,
         None,
         {"task": request.task, "notes": notes},
@@ -209,7 +214,9 @@ def _change(request: Request, config: Any) -> None:
         setattr(config, name, value)
 
 
-def _config(request: Request, module: Any, preprocess: Any) -> dict[str, Any] | None:
+def _config(
+    request: Request, module: Any, preprocess: Any, lora: Lora | None
+) -> dict[str, Any] | None:
     """Describe the model by its complete configuration, which does not depend on where it came from."""
     described = module.config.to_dict()
     architecture = {
@@ -217,11 +224,13 @@ def _config(request: Request, module: Any, preprocess: Any) -> dict[str, Any] | 
         for name, value in described.items()
         if name not in _NOT_ARCHITECTURE or name == "model_type"
     }
-    kept = {
+    kept: dict[str, Any] = {
         name: request.keywords[name]
         for name in ("dtype", "attn_implementation")
         if name in request.keywords
     }
+    if lora is not None:
+        kept["lora"] = lora.described()
     config = request.rebuilt_by(preprocess, config=architecture, **kept)
     if config is not None:
         # Domains of the data are no part of the model.

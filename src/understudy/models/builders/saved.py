@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from understudy.errors import ModelError
 from understudy.models.build import Request, builders, refuse_reserved
+from understudy.models.language_models import language_preprocess
 from understudy.models.model import Model
 from understudy.models.preprocess import adjusted, from_config
 
@@ -11,6 +12,8 @@ from understudy.models.preprocess import adjusted, from_config
 @builders.register("saved")
 class SavedBuilder:
     """`saved:FOLDER` brings everything along: network, weights, preprocessing, class names."""
+
+    language = True
 
     def names(self) -> list[str]:
         """Return nothing: any folder may stand there."""
@@ -26,14 +29,27 @@ class SavedBuilder:
         if request.weights is not None:
             raise ModelError(f"'{request.full_name}' has its own weights; leave out `weights`.")
         description = read_description(request.name)
-        if description["classes"] != request.classes:
+        task = description.get("task", "classification")
+        if task != request.task:
+            raise ModelError(
+                f"'{request.full_name}' was made for the task {task}, and is wanted for {request.task}."
+            )
+        if task == "classification" and description["classes"] != request.classes:
             raise ModelError(
                 f"'{request.full_name}' has {description['classes']} classes, the task has {request.classes}."
             )
         model = load(request.name)
-        if request.preprocess:
-            tokenizer = getattr(model.preprocess, "tokenizer", None)
+        model.name = request.full_name
+        if not request.preprocess:
+            return model
+        tokenizer = getattr(model.preprocess, "tokenizer", None)
+        if task == "classification":
             base = from_config(model.preprocess.config(), tokenizer=tokenizer)
             model.preprocess = adjusted(base, request.preprocess)
-        model.name = request.full_name
+        else:
+            settings = {**model.preprocess.config(), **request.preprocess}
+            model.preprocess, notes = language_preprocess(
+                model.name, task, model.module, tokenizer, settings
+            )
+            model.extra = {**model.extra, "notes": notes}
         return model
