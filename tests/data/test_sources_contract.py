@@ -59,6 +59,16 @@ def make_table(root, changed: bool) -> Source:
     return sources.get("table")(str(root / "a.csv"), validation=0.2)
 
 
+def make_text(root, changed: bool) -> Source:
+    lines = [f"text {'x' if changed and i == 7 else i}" for i in range(20)]
+    (root / "a.txt").write_text("\n".join(lines))
+    return sources.get("text")(str(root / "a.txt"), unit="line", test=0.3, validation=0.2)
+
+
+def make_arithmetic(_root, changed: bool) -> Source:
+    return sources.get("arithmetic")(seed=1 if changed else 0)
+
+
 def make_tensors(_root, changed: bool) -> Source:
     x, y = torch.linspace(0, 1, 40).reshape(20, 2).clone(), torch.arange(20) % 2
     if changed:
@@ -80,6 +90,8 @@ MAKERS: dict[str, Callable[..., Source]] = {
     "folder": make_folder,
     "huggingface": make_huggingface,
     "table": make_table,
+    "text": make_text,
+    "arithmetic": make_arithmetic,
     "tensors": make_tensors,
     "dataset": make_dataset,
 }
