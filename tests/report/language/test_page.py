@@ -90,7 +90,7 @@ def test_figures_are_of_perplexity_on_a_logarithmic_axis(
     assert kd["x"] == pytest.approx([math.exp(value) for value in nll])
     assert seeds.layout["xaxis"]["title"]["text"] == "Test perplexity"
     assert seeds.layout["xaxis"]["type"] == cost.layout["yaxis"]["type"] == "log"
-    assert change.layout["xaxis"]["title"]["text"] == "Difference to the baseline, nats/token"
+    assert change.layout["xaxis"]["title"]["text"] == "NLL − baseline, nats/token"
     assert "Left of zero is better" in change.caption and max(change.data[0]["x"]) < 0
     assert cost.caption.startswith("Down and to the left is better")
     assert [choice["title"] for choice in cost.choices][1] == "FLOPs per sequence"
