@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from understudy.report.figures import (
     seed_by_seed,
     trade_off,
 )
+from understudy.report.figures.base import logarithmic_axis
 
 MakeRun = Callable[..., Path]
 LinesOf = Callable[[Path, str], list[dict[str, Any]]]
@@ -185,6 +187,15 @@ def test_names_from_users_are_escaped(make_run: MakeRun) -> None:
     folder = make_run(classes=[evil, "b"], arms={"teacher": 0.97, "baseline": 0.9, evil: 0.93})
     text = json.dumps([[figure.data, figure.layout] for figure in every_figure(folder)])
     assert "<img" not in text and "&lt;img" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "marks"),
+    [([18.0, 30.0], None), ([20.0, 400.0], "D2"), ([20.0, 50_000.0, math.inf], 1), ([], None)],
+)
+def test_logarithmic_axes_have_few_marks(values: list[float], marks: object) -> None:
+    axis = logarithmic_axis(values)
+    assert axis["type"] == "log" and axis.get("dtick") == marks
 
 
 def test_thinning_keeps_mean_least_and_greatest() -> None:

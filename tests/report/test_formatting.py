@@ -18,7 +18,15 @@ COLUMNS = {column.key: column for column in (*QUALITY, *columns_of(RunData(Path(
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.051, "+5.1"), (-0.0125, "−1.2"), (0.0, "±0.0"), (-0.0004, "±0.0"), (0.0006, "+0.1")],
+    [
+        (0.051, "+5.1"),
+        (-0.0125, "−1.2"),
+        (0.0, "±0.0"),
+        (-0.0004, "±0.0"),
+        (0.0006, "+0.1"),
+        (-math.inf, "−∞"),
+        (math.nan, "–"),
+    ],
 )
 def test_points_have_a_sign(value: float, text: str) -> None:
     assert formatting.change(ACCURACY.change, value) == text
@@ -74,6 +82,30 @@ def test_cells() -> None:
     assert COLUMNS["kl"].text(spread([math.inf])) == "∞"
     assert COLUMNS["flops"].text(spread([6_811_850, 6_811_850])) == "6.81 M"
     assert COLUMNS["parameters"].one(272_474) == "272 k"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([23.2412, 23.8], "23.52 ± 0.40"),
+        ([234.12, 236.12], "235.1 ± 1.4"),
+        ([5023.4], "5023"),
+        ([50_234.5, 51_334.5], "50.8 ± 0.8 k"),
+        ([1.5], "1.50"),
+        ([1.07e13], "10700 B"),
+        ([math.inf, 3.0], "∞"),
+    ],
+)
+def test_levels_of_any_size_stay_short(values: list[float], text: str) -> None:
+    found = spread(values)
+    assert found is not None
+    assert formatting.level(TOKEN_LIKELIHOOD.level, found) == text
+
+
+def test_levels_of_accuracy() -> None:
+    found = spread([0.92, 0.94])
+    assert found is not None
+    assert formatting.level(ACCURACY.level, found) == "93.0 ± 1.4 %"
 
 
 def test_intervals() -> None:

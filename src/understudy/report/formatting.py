@@ -11,12 +11,15 @@ from understudy.report.statistics import PairedTest, Spread
 
 NOTHING = "–"
 MINUS = "\u2212"
+THOUSANDS = ((1e9, " B"), (1e6, " M"), (1e3, " k"))
 
 
 def signed(value: float, decimals: int = 1) -> str:
     """Return `value` with its sign, "±0.0" without one."""
-    text = f"{abs(value):.{decimals}f}"
-    if float(text) == 0:
+    if math.isnan(value):
+        return NOTHING
+    text = "∞" if math.isinf(value) else f"{abs(value):.{decimals}f}"
+    if not math.isinf(value) and float(text) == 0:
         return f"±{text}"
     return ("+" if value > 0 else MINUS) + text
 
@@ -28,10 +31,14 @@ def change(form: Form, value: float, more: int = 0) -> str:
 
 def level(form: Form, found: Spread) -> str:
     """Return "93.1 ± 0.4 %"."""
-    middle = ""
-    if found.std is not None:
-        middle = f" ± {fixed(found.std * form.scale, form.decimals)}"
-    return f"{fixed(found.mean * form.scale, form.decimals)}{middle}{form.suffix}"
+    mean, decimals, scale, suffix = found.mean * form.scale, form.decimals, form.scale, form.suffix
+    if form.digits is not None and math.isfinite(mean):
+        size, thousands = next((unit for unit in THOUSANDS if abs(mean) >= 10 * unit[0]), (1.0, ""))
+        mean, scale, suffix = mean / size, scale / size, thousands + suffix
+        digits = form.digits - bool(thousands) - len(f"{abs(mean):.0f}")
+        decimals = max(0, min(decimals, digits))
+    middle = f" ± {fixed(found.std * scale, decimals)}" if found.std is not None else ""
+    return f"{fixed(mean, decimals)}{middle}{suffix}"
 
 
 def p_value(value: float | None) -> str:
@@ -66,7 +73,7 @@ def fixed(value: float, decimals: int) -> str:
 
 def count(value: float) -> str:
     """Return a count with three significant digits and a thousand, million or billion."""
-    for size, suffix in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+    for size, suffix in THOUSANDS:
         if abs(value) >= size:
             return f"{_three(value / size)}{suffix}"
     return f"{value:.0f}"

@@ -27,11 +27,13 @@ class Form:
         scale: what a stored value is multiplied by.
         decimals: in sentences; tables and figures show one more.
         unit: "" where there is none.
+        digits: how many digits are enough in sentences; a large number has fewer decimals or thousands there.
     """
 
     scale: float
     decimals: int
     unit: str = ""
+    digits: int | None = None
 
     @property
     def suffix(self) -> str:
@@ -114,7 +116,7 @@ TOKEN_LIKELIHOOD = Measure(
     Form(1, 2, "nats/token"),
     "perplexity",
     "perplexity",
-    Form(1, 2),
+    Form(1, 2, digits=4),
     logarithmic=True,
     collapse=0.5,
 )

@@ -90,7 +90,7 @@ def test_figures_are_of_perplexity_on_a_logarithmic_axis(
     assert kd["x"] == pytest.approx([math.exp(value) for value in nll])
     assert seeds.layout["xaxis"]["title"]["text"] == "Test perplexity"
     assert seeds.layout["xaxis"]["type"] == cost.layout["yaxis"]["type"] == "log"
-    assert change.layout["xaxis"]["title"]["text"] == "Difference to the baseline, nats/token"
+    assert change.layout["xaxis"]["title"]["text"] == "NLL − baseline, nats/token"
     assert "Left of zero is better" in change.caption and max(change.data[0]["x"]) < 0
     assert cost.caption.startswith("Down and to the left is better")
     assert [choice["title"] for choice in cost.choices][1] == "FLOPs per sequence"
@@ -188,6 +188,24 @@ def test_what_models_write_is_never_code(make_language_run: MakeRun) -> None:
     assert "{{ 7 * 7 }}" in page
 
 
+def test_a_seed_that_diverged_has_a_page(make_language_run: MakeRun) -> None:
+    folder = make_language_run()
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    place = next(
+        number
+        for number, line in enumerate(lines)
+        if '"event": "result", "arm": "kd", "seed": 1' in line
+    )
+    lines[place] = re.sub(r'"(nll|perplexity)": [\d.]+', r'"\1": Infinity', lines[place])
+    path.write_text("".join(lines))
+    page = text_of(folder)
+    assert '<td data-key="perplexity">∞</td>' in page
+    for name in ("data", "figures"):
+        found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page)
+        assert found is not None and "Infinity" not in found[1] and "NaN" not in found[1]
+
+
 def test_a_classification_run_has_no_samples(make_run: MakeRun) -> None:
     assert 'id="samples"' not in text_of(make_run())
 
@@ -206,11 +224,15 @@ def opened(browser: Any, page: Path, width: int) -> Callable[..., Any]:
     raise AssertionError(f"not drawn: {browser.get_log('browser')}")
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_in_a_browser(browser: Any, make_language_run: MakeRun, width: int) -> None:
+@pytest.mark.parametrize(("width", "level"), [(390, 3.0), (1280, 3.0), (1280, 11.0)])
+def test_the_page_in_a_browser(
+    browser: Any, make_language_run: MakeRun, width: int, level: float
+) -> None:
     endless = "word" * 200 + "\n\tindented  twice\n" + EVIL
     arms = dict.fromkeys(("teacher", "baseline", "kd", "reverse_kl"), endless)
-    run = opened(browser, write_report(make_language_run(written=arms)), width)
+    levels = {"teacher": level, "baseline": level + 0.5, "kd": level + 0.2}
+    folder = make_language_run(written=arms, levels=levels)
+    run = opened(browser, write_report(folder), width)
     run("document.querySelectorAll('details').forEach(box => { box.open = true; })")
     assert run("return document.documentElement.scrollWidth") == width
     wider = run(

@@ -122,11 +122,15 @@ def layout_with(x: str, y: str, height: int = 360) -> dict[str, Any]:
 
 
 def logarithmic_axis(values: Iterable[float]) -> dict[str, Any]:
-    """Return a logarithmic axis for values above 0, marked evenly where they lie close together, else at 1, 2 and 5."""
+    """Return a logarithmic axis for values above 0, with as many marks as a narrow figure has room for.
+
+    Values that lie close together are marked by Plotly, evenly; others at 1, 2 and 5, or at the powers of 10.
+    """
     drawn = [value for value in values if 0 < value < math.inf]
-    if drawn and max(drawn) / min(drawn) >= 8:
-        return {"type": "log", "dtick": "D2", "tickformat": "~s"}
-    return {"type": "log"}
+    reach = max(drawn) / min(drawn) if drawn else 1.0
+    if reach < 8:
+        return {"type": "log"}
+    return {"type": "log", "dtick": "D2" if reach < 60 else 1, "tickformat": "~s"}
 
 
 def plain_text(text: str) -> str:

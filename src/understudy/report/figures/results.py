@@ -13,7 +13,7 @@ from understudy.report.figures.base import (
     plain_text,
     short_text,
 )
-from understudy.report.measure import capital
+from understudy.report.measure import ACCURACY, capital
 from understudy.report.run import BASELINE
 from understudy.report.statistics import by_seed
 
@@ -142,7 +142,9 @@ def differences(entries: Sequence[Entry]) -> Figure | None:
         traces.append(mean)
     if not traces:
         return None
-    layout = layout_with(f"Difference to the baseline{form.heading}", "", height=_height(entries))
+    # Short, so that a phone has room for the unit; points are those of accuracy.
+    what = "Difference to the baseline" if measure == ACCURACY else f"{measure.titled} − baseline"
+    layout = layout_with(f"{what}{form.heading}", "", height=_height(entries))
     layout["showlegend"] = False
     layout["xaxis"].update(zeroline=True, zerolinewidth=2, rangemode="tozero")
     layout["yaxis"].update(
