@@ -65,10 +65,6 @@ def make_text(root, changed: bool) -> Source:
     return sources.get("text")(str(root / "a.txt"), unit="line", test=0.3, validation=0.2)
 
 
-def make_arithmetic(_root, changed: bool) -> Source:
-    return sources.get("arithmetic")(seed=1 if changed else 0)
-
-
 def make_tensors(_root, changed: bool) -> Source:
     x, y = torch.linspace(0, 1, 40).reshape(20, 2).clone(), torch.arange(20) % 2
     if changed:
@@ -91,7 +87,6 @@ MAKERS: dict[str, Callable[..., Source]] = {
     "huggingface": make_huggingface,
     "table": make_table,
     "text": make_text,
-    "arithmetic": make_arithmetic,
     "tensors": make_tensors,
     "dataset": make_dataset,
 }

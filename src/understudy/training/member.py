@@ -64,7 +64,7 @@ class Member:
         )
         self._seconds = 0.0
         self._peak = 0
-        self._total_steps = 0
+        self._total_steps = self._tokens = 0
         self._earlier: Earlier = {}
 
     def train(
@@ -89,7 +89,7 @@ class Member:
             begin_stage = found["stage"]
             operate(student.module, found["run"]["surgery"])
             self._seconds, self._peak = found["seconds"], found["peak"]
-            self._total_steps = found["steps_before"]
+            self._total_steps, self._tokens = found["steps_before"], found["tokens_before"]
             self._earlier = found["earlier"]
             self.directory.truncate(found["metrics_bytes"])
             self._record("member", state="resumed")
@@ -118,6 +118,8 @@ class Member:
             finally:
                 run.close()
             self._total_steps += run.step
+            read = torch.tensor(run.tokens, device=self.context.world.device)
+            self._tokens += int(self.context.world.sum(read))
 
     def _give_way(self) -> None:
         """Stop between two batches of a pass when the process was asked to; what was collected is kept."""
@@ -146,6 +148,7 @@ class Member:
                         "seconds": self._seconds,
                         "peak": self._peak,
                         "steps_before": self._total_steps,
+                        "tokens_before": self._tokens,
                         "earlier": self._earlier,
                         "metrics_bytes": self.directory.size(),
                     },
@@ -338,6 +341,7 @@ class Member:
             "peak_memory_bytes": self._peak or None,
             "steps": self._total_steps,
             "samples": self._total_steps * self.context.batch_size,
+            **({"tokens": self._tokens} if self.context.experiment.task.labels_itself else {}),
         }
 
     def _last_checkpoint(self) -> str:

@@ -19,6 +19,7 @@ from understudy.methods.wiring import Side, Wiring
 from understudy.models.model import Model
 from understudy.models.surgery import surgery_of
 from understudy.models.taps import unchanged
+from understudy.models.tokens import Tokens
 from understudy.tasks import Task
 from understudy.teachers.ahead import Ahead, Steps, Targets
 from understudy.teachers.listening import heard
@@ -65,6 +66,7 @@ class StageRun:
 
     Attributes:
         step: optimiser steps done.
+        tokens: tokens that the student has read in them, in this process; 0 where it reads none.
         unreached: trainable parameters that the last trial's loss did not reach.
         best: validation value and weights to go back to, for early stopping.
     """
@@ -97,7 +99,7 @@ class StageRun:
         self.unreached: list[str] = []
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = stage.steps or (stage.epochs or 0) * steps_per_epoch
-        self.step = 0
+        self.step = self.tokens = 0
         self.stopped_early = False
         self.best: dict[str, Any] = {"value": None, "epoch": 0, "weights": None}
         self._student = student.module
@@ -228,6 +230,7 @@ class StageRun:
         all ranks, so that the parts'
         gradients sum to the whole batch's. Gradients are exchanged between ranks in the last part only.
         """
+        self.tokens += sum(tokens_read(part) for part in parts)
         if len(parts) == 1 and self._world.size == 1:
             yield parts[0], None, nullcontext()
             return
@@ -318,6 +321,7 @@ class StageRun:
             "averaging": self.averaging.state(),
             "best": self.best,
             "step": self.step,
+            "tokens": self.tokens,
             "stopped_early": self.stopped_early,
             "random": self._world.gather(get_random_state()),
         }
@@ -329,7 +333,7 @@ class StageRun:
         self.optimizer.load_state_dict(state["optimizer"])
         self.averaging.load(state["averaging"])
         self.best = state["best"]
-        self.step = state["step"]
+        self.step, self.tokens = state["step"], state["tokens"]
         self.stopped_early = state["stopped_early"]
         set_random_state(state["random"][self._world.rank])
 
@@ -375,6 +379,12 @@ class StageRun:
         self.trial(self.precision, self.example)
         ramped = any(isinstance(method.weight, Ramp) for method in methods)
         return self.unreached or (["those of a method whose weight may be 0"] if ramped else [])
+
+
+def tokens_read(batch: Batch) -> int:
+    """Return how many tokens the student reads in a batch, without padding; 0 for other models."""
+    inputs = batch.inputs.get("student")
+    return inputs.read if isinstance(inputs, Tokens) else 0
 
 
 def _height(batch: Batch, role: str) -> int | None:
