@@ -14,9 +14,9 @@ Ten steps from the same weights have to give the losses of the plain loop before
 gives others is measured all the same, and named (TRL works in bfloat16 where the heads do, on a CPU). Memory is the
 peak resident memory of a fresh process over two steps, on top of what it had before the first.
 
-C8: a Llama of 2 layers and width 128 with a vocabulary of 1000 reads 64 documents of 10 to 128 tokens, forward and backward: each in a row of its
-own, padded to the longest, and packed into rows of 256 tokens. The bound is the share of cells that padding leaves
-empty.
+C8: a Llama of 2 layers and width 128 with a vocabulary of 1000 reads 64 documents of 10 to 128 tokens, forward and
+backward: each in a row of its own, padded to the longest, and packed into rows of 256 tokens. The bound is the share
+of cells that padding leaves empty.
 
 Rounds are interleaved. A ratio is the median over rounds of the other's time over ours in the same round.
 """

@@ -98,6 +98,67 @@ def label(
     label_recipe(recipe, overrides, repair=repair, part=part, teacher=teacher)
 
 
+@cli.command()
+@click.argument("recipe")
+@_OVERRIDES
+@click.option("--to", "folder", type=_FOLDER, required=True, help="The folder of the texts.")
+@click.option(
+    "--prompts", type=int, help="How many training documents give a prompt; all when not given."
+)
+@click.option(
+    "--prompt-tokens",
+    default=16,
+    show_default=True,
+    help="Tokens of a text without a prompt of its own that stand for one.",
+)
+@click.option("--max-new-tokens", default=128, show_default=True, help="Most tokens of a response.")
+@click.option("--temperature", default=1.0, show_default=True, help="0 for the most likely token.")
+@click.option("--top-p", default=1.0, show_default=True, help="Probability that is drawn from.")
+@click.option("--samples", default=1, show_default=True, help="Responses to each prompt.")
+@click.option("--seed", default=0, show_default=True, help="Of all draws.")
+@click.option("--batch-size", default=64, show_default=True, help="Responses at the same time.")
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    help="finished, unseen or right_answer; may be given several times.",
+)
+@click.option("--server", help="An OpenAI-compatible server that writes, up to and including /v1.")
+@click.option("--server-model", help="What the server calls the model.")
+@click.option("--key-variable", help="The environment variable that holds the server's key.")
+def write(
+    recipe: str,
+    overrides: tuple[str, ...],
+    folder: Path,
+    filters: tuple[str, ...],
+    server: str | None,
+    server_model: str | None,
+    key_variable: str | None,
+    **options: Any,
+) -> None:
+    """Let the teacher of a language model write texts to learn from.
+
+    RECIPE has a trained teacher and the documents whose prompts it answers. Stopped or killed, give the same command to
+    go on; other filters cost no new text.
+    """
+    from understudy.cli.writing import write_with_teacher
+
+    if (server is None) != (server_model is None):
+        raise click.UsageError("--server and --server-model are given together.")
+    asked = {"prompts", "prompt_tokens", "batch_size"}
+    write_with_teacher(
+        recipe,
+        overrides,
+        folder,
+        filters=filters,
+        server=None
+        if server is None
+        else {"url": server, "model": server_model, "key_variable": key_variable},
+        order={name: value for name, value in options.items() if name in asked},
+        sampling={name: value for name, value in options.items() if name not in asked},
+    )
+
+
 @cli.group()
 def store() -> None:
     """Look after stores of teacher outputs."""
