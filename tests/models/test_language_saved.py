@@ -100,6 +100,29 @@ def test_settings_of_saved_models_can_be_changed_and_tasks_not(tmp_path: Path) -
             build(f"saved:{tmp_path / 'model'}", classes=2, kind="text", task=task)  # type: ignore[arg-type]
 
 
+def test_a_model_of_your_own_is_a_language_model(tmp_path: Path) -> None:
+    model = build(
+        "py:language_parts:Plain",
+        classes=2,
+        kind="text",
+        task="causal_lm",
+        width=8,
+        preprocess={"tokenizer": {"kind": "bytes"}, "max_length": 64},
+    )
+    assert model.module.tokens.num_embeddings == 260 and model.preprocess.packing == "mask"
+    tokens = model.preprocess(TEXTS, CPU)
+    head = head_of(model.module)
+    assert head is not None and head.path == "head" and head.head().bias is not None
+    again = rebuilt(model, tmp_path / "model")
+    assert torch.equal(again.module(**tokens), model.module(**tokens))
+    place = export(model, "safetensors", tmp_path / "own", example_raw=TEXTS, kind="text")
+    assert load(place).preprocess == model.preprocess
+    with pytest.raises(ModelError, match="no model of transformers, so it has no 'hf' export"):
+        export(model, "hf", tmp_path / "hf", example_raw=TEXTS, kind="text")
+    with pytest.raises(ModelError, match="needs a `tokenizer`"):
+        build("py:language_parts:Plain", classes=2, kind="text", task="causal_lm")
+
+
 def test_a_live_model_is_saved_and_loaded_into_its_module(tmp_path: Path) -> None:
     source = trained()
     model = live(
