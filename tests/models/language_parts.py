@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional
 
 from understudy.models import Model, build
 
@@ -72,3 +74,35 @@ def language_model(family: str = "llama", task: str = "causal_lm", **keywords: A
     if "classes" not in given:
         given["classes"] = 1
     return build(f"hf:{family}", kind="text", task=task, config=config, **given)  # type: ignore[arg-type]
+
+
+class Plain(nn.Module):
+    """A language model that is none of transformers: one layer of attention, positions, a head."""
+
+    def __init__(self, vocab_size: int, width: int = 16) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, width)
+        self.positions = nn.Embedding(64, width)
+        self.mixing = nn.Linear(width, 3 * width)
+        self.head = nn.Linear(width, vocab_size)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)
+        hidden = self.tokens(input_ids) + self.positions(position_ids)
+        query, key, value = (part.unsqueeze(1) for part in self.mixing(hidden).chunk(3, dim=-1))
+        # A mask [R, T] only hides padding, which lies behind all tokens and is never looked at.
+        own = None if attention_mask is None or attention_mask.dim() == 2 else attention_mask
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=own, is_causal=own is None
+        )
+        logits: torch.Tensor = self.head(hidden + mixed.squeeze(1))
+        return logits

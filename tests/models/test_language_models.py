@@ -37,6 +37,12 @@ def hidden(model, tokens):  # type: ignore[no-untyped-def]
     return taps[head.tap], head
 
 
+def _arguments(model):  # type: ignore[no-untyped-def]
+    """Return the keywords of `build` that make a model again."""
+    kept = {key: value for key, value in model.config.items() if key not in ("name", "preprocess")}
+    return {**kept, "tokenizer": {"kind": "bytes"}}
+
+
 @pytest.mark.parametrize(("family", "attention"), PACKED)
 def test_packed_rows_give_the_hidden_states_of_separate_rows(family: str, attention: str) -> None:
     packed = language_model(family, attn_implementation=attention)
@@ -55,6 +61,34 @@ def test_packed_rows_give_the_hidden_states_of_separate_rows(family: str, attent
     logits = padded.module(**apart).logits
     found = head.head(260).logits(apart.predicting(other))
     torch.testing.assert_close(found, apart.predicting(logits)[:, :260], **close)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_packing_is_shown_in_half_precision_too(family: str) -> None:
+    model = language_model(family, dtype="bfloat16")
+    assert model.preprocess.config()["packing"] == "mask"
+    assert head_of(model.module) is not None
+
+
+def test_a_window_of_attention_is_left_to_the_model() -> None:
+    model = language_model("gemma2")
+    assert model.preprocess.config()["packing"] == "positions"
+    mistral = build(
+        "hf:mistral",
+        classes=1,
+        kind="text",
+        task="causal_lm",
+        config={**FAMILIES["llama"], "sliding_window": 4},
+        tokenizer={"kind": "bytes"},
+    )
+    assert mistral.preprocess.config()["packing"] == "positions"
+    padded = build(f"{mistral.name}", **{**_arguments(mistral), "preprocess": {"packing": False}})
+    padded.module.load_state_dict(mistral.module.state_dict())
+    together, apart = (each.preprocess(TEXTS, CPU) for each in (mistral, padded))
+    states = [hidden(each, rows)[0] for each, rows in ((mistral, together), (padded, apart))]
+    torch.testing.assert_close(
+        together.predicting(states[0]), apart.predicting(states[1]), rtol=0, atol=1e-5
+    )
 
 
 def test_mamba_falls_back_to_padding_with_a_note() -> None:

@@ -52,7 +52,7 @@ def trained(family: str = "llama", task: str = "causal_lm", **keywords: Any) -> 
 
 def logits(model: Model, raw: list[Any] = TEXTS) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model.module(**model.preprocess(raw, CPU)).logits
+        found: torch.Tensor = model.module.eval()(**model.preprocess(raw, CPU)).logits
     return found
 
 
@@ -98,6 +98,29 @@ def test_settings_of_saved_models_can_be_changed_and_tasks_not(tmp_path: Path) -
     for task in ("classification", "masked_lm"):
         with pytest.raises(ModelError, match=f"made for the task causal_lm, .* wanted for {task}"):
             build(f"saved:{tmp_path / 'model'}", classes=2, kind="text", task=task)  # type: ignore[arg-type]
+
+
+def test_a_model_of_your_own_is_a_language_model(tmp_path: Path) -> None:
+    model = build(
+        "py:language_parts:Plain",
+        classes=2,
+        kind="text",
+        task="causal_lm",
+        width=8,
+        preprocess={"tokenizer": {"kind": "bytes"}, "max_length": 64},
+    )
+    assert model.module.tokens.num_embeddings == 260 and model.preprocess.packing == "mask"
+    tokens = model.preprocess(TEXTS, CPU)
+    head = head_of(model.module)
+    assert head is not None and head.path == "head" and head.head().bias is not None
+    again = rebuilt(model, tmp_path / "model")
+    assert torch.equal(again.module(**tokens), model.module(**tokens))
+    place = export(model, "safetensors", tmp_path / "own", example_raw=TEXTS, kind="text")
+    assert load(place).preprocess == model.preprocess
+    with pytest.raises(ModelError, match="no model of transformers, so it has no 'hf' export"):
+        export(model, "hf", tmp_path / "hf", example_raw=TEXTS, kind="text")
+    with pytest.raises(ModelError, match="needs a `tokenizer`"):
+        build("py:language_parts:Plain", classes=2, kind="text", task="causal_lm")
 
 
 def test_a_live_model_is_saved_and_loaded_into_its_module(tmp_path: Path) -> None:
@@ -202,7 +225,7 @@ def test_transformers_alone_loads_an_export(tmp_path: Path, more: dict[str, Any]
     assert len(ids) < found["written"] <= len(ids) + 4
     description = json.loads((place / "understudy.json").read_text())
     assert description["task"] == "causal_lm" and description["merged"] is bool(more)
-    assert description["verified"]["batches"] == [4, 1]
+    assert description["verified"]["batches"] == [5, 1]
     # What was exported is as it was, and the export is a teacher like any other.
     assert has_adapters(model.module) is bool(more) and model.module.config.use_cache is False
     teacher = build(f"hf:{place}", classes=1, kind="text", task="causal_lm")

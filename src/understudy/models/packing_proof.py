@@ -45,18 +45,18 @@ def prove_packing(module: nn.Module, layout: Layout, max_length: int) -> tuple[P
     tolerance = 1e-5 if alone.dtype == torch.float32 else 2e-2
     bound = tolerance * max(1.0, float(alone.float().abs().max()))
     # An example that would pass without any separation proves nothing: a fresh model whose blocks give zeros does.
-    mixed = _states(module, layout, sequences, together, "padded")
-    if float((mixed - alone).float().abs().max()) < 10 * bound:
+    mixed = _distance(_states(module, layout, sequences, together, "padded"), alone)
+    if mixed < bound / 10:
         return "padded", (
             f"Rows are padded: in {type(module).__name__} as it is now, tokens hardly depend on others, so it cannot "
             "be shown that sequences in one row would be kept apart."
         )
     for way in _ways(module, max_length):
         try:
-            states = _states(module, layout, sequences, together, way)
+            distance = _distance(_states(module, layout, sequences, together, way), alone)
         except (RuntimeError, ValueError, TypeError, IndexError):
             continue  # the model does not take such keywords
-        if float((states - alone).float().abs().max()) <= bound:
+        if distance <= min(bound, mixed / 10):
             return way, f"Rows are packed: {_REASONS[way]} and give what separate rows give."
     return "padded", (
         f"Rows are padded: {type(module).__name__} gives something else for sequences that share a row."
@@ -91,6 +91,10 @@ _BY_ATTENTION: dict[str | None, tuple[Packing, ...]] = {
     "eager": ("bias", "positions"),
     None: ("mask", "bias", "positions"),
 }
+
+
+def _distance(states: torch.Tensor, others: torch.Tensor) -> float:
+    return float((states - others).float().abs().max())
 
 
 def _states(

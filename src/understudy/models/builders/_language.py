@@ -29,6 +29,7 @@ _TABLES = {
     "masked_lm": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
     "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
 }
+LANGUAGE_TASKS = tuple(_TABLES)
 _DTYPES = ("float32", "bfloat16", "float16")
 _SPECIAL = ("bos", "eos", "pad", "cls", "sep", "mask", "unk")
 # What a complete configuration carries that belongs to a file, or to another task.

@@ -9,7 +9,7 @@ import torch
 
 from understudy.errors import ModelError, unknown_name
 from understudy.models.build import Request, builders, load_file
-from understudy.models.builders._language import build_language
+from understudy.models.builders._language import LANGUAGE_TASKS, build_language, language_types
 from understudy.models.hf_preprocess import image_preprocess, text_preprocess
 from understudy.models.model import Model
 from understudy.models.optional import first_line, quiet_transformers, require
@@ -32,14 +32,16 @@ class HuggingFaceBuilder:
 
     Keywords: `config` (from scratch: the architecture; else changes to it), `tokenizer` (folder, hub name, object, or
     {train: {size: 8000, kind: wordpiece}} to train one on the data), `drop_head`, `dtype` (of the parameters, float32),
-    `attn_implementation`, `revision`. Language models take further ones, and no `drop_head`.
+    `attn_implementation`, `revision`. Language models have no `drop_head`; `tokenizer` may be {kind: bytes}, and there
+    are `pad_vocabulary_to` (64 rounds a fresh embedding up) and `lora` ({rank: 8, alpha: 16, targets: [q_proj]}).
     """
 
     language = True
 
     def names(self) -> list[str]:
         """Return the model types that can be built from scratch."""
-        return sorted({*_model_types("text"), *_model_types("image")})
+        language = {name for task in LANGUAGE_TASKS for name in language_types(task)}
+        return sorted({*_model_types("text"), *_model_types("image"), *language})
 
     def build(self, request: Request) -> Model:
         """Make the model for the kind of the data."""
