@@ -46,6 +46,7 @@ from understudy.training.loop import train
 from understudy.training.optimizers import Optimizer
 from understudy.training.precision import Precision
 from understudy.training.recorder import Recorder
+from understudy.training.schedules import Rate
 from understudy.training.settings import Settings
 from understudy.training.splits import make_splits
 from understudy.training.stage import Stage
@@ -231,7 +232,7 @@ def gate(source: Source, precision: Precision, batch: int) -> float:
     ours = Ours(source, student, teacher, precision, batch)
     run = ours.prepare(10)
     batches = [parts[0] for parts in run.loader.steps(0, 10)]
-    run.scheduler = torch.optim.lr_scheduler.ConstantLR(run.optimizer, factor=1.0)
+    run.rate = Rate(run.optimizer, lambda _step: 1.0)
     losses: list[float] = []
 
     class Replay:

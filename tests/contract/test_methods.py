@@ -34,16 +34,18 @@ from workbench import (
     trained_with,
 )
 
+from understudy.data.source import Split
 from understudy.errors import PreflightError, UnderstudyError
+from understudy.evaluation.tokens import TokenPredictions
 from understudy.methods import Method, Ramp, methods
-from understudy.models import saved
-from understudy.models.outputs import Outputs, logits_of
+from understudy.models import Model, saved
+from understudy.models.outputs import Outputs
 from understudy.models.splice import _run_grafts, grafts_of
 from understudy.recipe.kinds import METHOD
 from understudy.teachers.readings import LOGITS, Reading, Seen
 
 NAMES = methods.names()
-KINDS = ("image", "text")
+KINDS = ("image", "text", "language")
 every = pytest.mark.parametrize("name", NAMES)
 on_every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -109,7 +111,7 @@ def test_builds_from_defaults_and_a_step_is_finite(name: str, kind: str) -> None
 @every
 def test_a_kind_of_model_that_it_is_not_for_is_refused_with_a_sentence(name: str) -> None:
     try:
-        bench([name], "image" if kind_for(name) == "text" else "text").start().close()
+        bench([name], "image" if kind_for(name) != "image" else "text").start().close()
     except UnderstudyError as error:
         assert len(str(error).split()) > 8 and str(error).endswith((".", ")")), str(error)
 
@@ -120,11 +122,17 @@ class Watched(Outputs):
     def __init__(self, outputs: Outputs, note: Callable[[], object]) -> None:
         self._outputs, self._note = outputs, note
         self.features, self.top_k = outputs.features, outputs.top_k
+        self.head = outputs.head
 
     @property
     def logits(self) -> torch.Tensor | None:  # type: ignore[override]
         self._note()
         return self._outputs.logits
+
+    @property
+    def hidden(self) -> torch.Tensor | None:  # type: ignore[override]
+        self._note()
+        return self._outputs.hidden
 
 
 class Read(dict[str, torch.Tensor]):
@@ -141,7 +149,8 @@ class Read(dict[str, torch.Tensor]):
     def watching(self, outputs: Outputs) -> Outputs:
         """Return the outputs, each read of which is noted."""
         self.update(outputs.features)
-        return Watched(Outputs(outputs.logits, self), lambda: self.names.add(LOGITS))
+        outputs.features = self
+        return Watched(outputs, lambda: self.names.add(LOGITS))
 
 
 @on_every_kind
@@ -169,11 +178,7 @@ def test_gradients_reach_exactly_what_should_train(name: str, kind: str) -> None
         if not method.trains_student:
             return  # the student is frozen
         run.module.zero_grad()
-        outputs, features = (
-            run.tapped(**batch.inputs["student"])
-            if kind == "text"
-            else run.tapped(batch.inputs["student"])
-        )
+        outputs = built.context.experiment.task.forward_tapped(run.tapped, batch, "student")
 
         def reach(values: Iterable[torch.Tensor]) -> set[str]:
             run.module.zero_grad()
@@ -185,7 +190,7 @@ def test_gradients_reach_exactly_what_should_train(name: str, kind: str) -> None
             }
 
         # All that leads to what the loss reads, and nothing else.
-        tensors = {**features, LOGITS: logits_of(outputs)}
+        tensors = {**outputs.features, LOGITS: outputs.logits}
         assert read.names and reached == reach(tensors[name] for name in read.names)
 
 
@@ -295,9 +300,10 @@ def test_the_student_evaluates_and_is_saved_without_teacher_and_labels(
         go(run)
     student, splits = built.student, built.context.splits
     nobody = splits.test.with_labels(torch.full_like(splits.test.labels, -1))
-    expected = built.context.predictions(student, student.module, splits.test).logits
-    found = built.context.predictions(student, student.module, nobody).logits
-    assert torch.equal(expected, found) and found.shape[1] == len(CLASSES)
+    expected = answers(built, student, splits.test)
+    found = answers(built, student, nobody)
+    assert torch.equal(expected, found)
+    assert kind == "language" or found.shape[1] == len(CLASSES)
     if methods.get(name).family != "structure":
         from workbench import model
 
@@ -306,12 +312,25 @@ def test_the_student_evaluates_and_is_saved_without_teacher_and_labels(
         )
     if kind == "text":
         return  # the toy reader cannot be rebuilt from a name
+    shape = (1, 8, 8) if kind == "image" else None
     folder = saved.save(
-        student, tmp_path / "m", classes=list(CLASSES), input_shape=(1, 8, 8), kind="image"
+        student,
+        tmp_path / "m",
+        classes=list(CLASSES),
+        input_shape=shape,
+        kind="image" if kind == "image" else "text",
     )
     again = saved.load(folder)
-    close = built.context.predictions(again, again.module, splits.test).logits
-    torch.testing.assert_close(close, expected)
+    torch.testing.assert_close(answers(built, again, splits.test), expected)
+
+
+def answers(built: Bench, model: Model, split: Split) -> torch.Tensor:
+    """Return the logits of all samples, or of all tokens."""
+    found = built.context.predictions(model, model.module, split)
+    if isinstance(found, TokenPredictions):
+        with torch.no_grad():
+            return torch.cat([logits for _, logits in found.parts()])
+    return found.logits
 
 
 # Labels
@@ -321,7 +340,7 @@ def test_the_student_evaluates_and_is_saved_without_teacher_and_labels(
 def test_samples_without_a_label_are_accepted_or_refused_with_a_sentence(name: str) -> None:
     with started(bench(labelled(make(name)), missing=24)) as run:
         assert len(go(run)) == STEPS
-    if make(name).needs_labels:
+    if make(name).needs_labels and kind_for(name) != "language":
         with pytest.raises(PreflightError, match="needs labels, but no training sample has one"):
             bench([name], missing=48).start()
     else:

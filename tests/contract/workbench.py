@@ -1,4 +1,4 @@
-"""A workbench for methods: one stage of a toy run at a time, on images and on texts.
+"""A workbench for methods: one stage of a toy run at a time, on images, on texts, and on a language model.
 
 A stage's methods are named; what a method needs before it (`Method.follows`) is trained by itself.
 """
@@ -22,6 +22,7 @@ from understudy.methods import Method, Supervised, methods
 from understudy.models.build import build
 from understudy.models.configured import Configured
 from understudy.models.model import Model
+from understudy.tasks import make_task
 from understudy.training.context import Context
 from understudy.training.distribution import World
 from understudy.training.experiment import Experiment, ExperimentData
@@ -39,6 +40,11 @@ COUNT, BATCH, STEPS = 48, 16, 4
 ALONE = World(0, 1, torch.device("cpu"))
 TEXT_ONLY = frozenset({"minilm"})
 """Methods that read queries, keys and values, which the image networks do not have."""
+LANGUAGE = {
+    "student": {"hidden_size": 8, "num_hidden_layers": 2, "intermediate_size": 12},
+    "teacher": {"hidden_size": 12, "num_hidden_layers": 4, "intermediate_size": 16},
+}
+"""Sizes of the language models."""
 
 
 class Letters(Configured):
@@ -107,7 +113,10 @@ class Reader(nn.Module):
 
 
 def source(kind: str, missing: int) -> Source:
-    """Return images with a bright bar, or texts with many of one letter; `missing` training labels are hidden."""
+    """Return images with a bright bar, or texts with many of one letter; `missing` training labels are hidden.
+
+    What a language model learns from are texts too; their labels are what it calls domains.
+    """
     generator = torch.Generator().manual_seed(5)
     labels = torch.arange(COUNT + 30) % len(CLASSES)
     train = labels[:COUNT].clone()
@@ -138,6 +147,16 @@ def model(kind: str, role: str) -> Model:
     small = role == "student"
     if kind == "text":
         return Model(Reader(8 if small else 12, 2 if small else 4), Letters(), "reader")
+    if kind == "language":
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 32}
+        return build(
+            "hf:llama",
+            classes=len(CLASSES),
+            kind="text",
+            task="causal_lm",
+            config={**LANGUAGE[role], **heads},
+            tokenizer={"kind": "bytes"},
+        )
     name, width = ("resnet8", 0.25) if small else ("resnet14", 0.5)
     return build(
         f"kd:{name}",
@@ -183,6 +202,8 @@ class Bench:
 
 def kind_for(*names: str) -> str:
     """Return what methods are tested on where one kind is enough."""
+    if any(methods.get(name).needs_tokens for name in names if name in methods):
+        return "language"
     return "text" if TEXT_ONLY & set(names) else "image"
 
 
@@ -226,6 +247,7 @@ def bench(
         ),
         student=lambda: model(kind, "student"),
         teacher=None,
+        task=make_task("causal_lm" if kind == "language" else "classification"),
         arms={},
         settings=Settings(
             batch_size=BATCH, precision=precision, channels_last=False, compile=compile

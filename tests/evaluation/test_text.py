@@ -16,7 +16,15 @@ from understudy.evaluation.text import (
     token_agreement,
     words,
 )
-from understudy.evaluation.verify import boxed_answer, gsm8k_answer, number, reward
+from understudy.evaluation.verify import (
+    boxed_answer,
+    gsm8k_answer,
+    last_choice,
+    last_number,
+    number,
+    reward,
+    same_answer,
+)
 
 
 def test_rouge_l_by_hand() -> None:
@@ -133,3 +141,44 @@ def test_a_reward_needs_the_format_and_the_answer() -> None:
     assert reward(r"\boxed{x}", "1") == 0.0
     with pytest.raises(ValueError, match="style is 'letter'"):
         reward("a", "a", style="letter")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("3 + 4 = 7. So it is 1,234.50.", "1,234.50"),
+        ("between 5 and -3", "-3"),
+        ("it costs $5", "5"),
+        ("that is 12%", "12"),
+        ("5 - 2 = 3, or 3-2", "2"),
+        ("1,23", "23"),
+        ("in v1.2.3 of x2", None),
+        ("none", None),
+    ],
+)
+def test_last_numbers(text: str, expected: str | None) -> None:
+    assert last_number(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Not (A) but (B).", "B"),
+        ("the answer is C", "C"),
+        ("Answer: D.", "D"),
+        ("A good one is E's", "A"),
+        ("ABC", None),
+        ("(F)", None),
+        ("b", None),
+    ],
+)
+def test_last_choices(text: str, expected: str | None) -> None:
+    assert last_choice(text) == expected
+
+
+def test_numbers_may_be_as_far_apart_as_the_tolerance() -> None:
+    assert same_answer("0.333", "1/3", tolerance=0.001)
+    assert not same_answer("0.333", "1/3")
+    assert same_answer("7.001", "7", tolerance=0.001)
+    assert not same_answer("7.0011", "7", tolerance=0.001)
+    assert not same_answer(None, "7", tolerance=1.0)

@@ -144,21 +144,39 @@ def test_cross_entropy_skips_the_unlabelled() -> None:
 
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("rows", [13, 200])
 def test_cross_entropy_of_labels_known_to_be_complete_is_the_same_to_the_bit(
-    kind: str, weighted: bool
+    kind: str, weighted: bool, label_smoothing: float, rows: int
 ) -> None:
-    labels = torch.randint(0, 5, (13,)) if kind == "hard" else torch.rand(13, 5).softmax(dim=1)
-    weight = torch.rand(13) if weighted else None
+    labels = torch.randint(0, 5, (rows,)) if kind == "hard" else torch.rand(rows, 5).softmax(dim=1)
+    weight = torch.rand(rows) if weighted else None
     found = []
     for known in (False, True):
-        logits = torch.randn(13, 5, generator=torch.Generator().manual_seed(3), requires_grad=True)
+        generator = torch.Generator().manual_seed(3)
+        logits = torch.randn(rows, 5, generator=generator, requires_grad=True)
         loss = objectives.cross_entropy(
-            logits, labels, label_smoothing=0.1, all_labelled=known, weight=weight
+            logits, labels, label_smoothing=label_smoothing, all_labelled=known, weight=weight
         )
         loss.backward()
         found.append((loss.detach(), logits.grad))
     for looked_at, taken in zip(*found, strict=True):
         assert torch.equal(looked_at, taken)
+
+
+@pytest.mark.parametrize("missing", [0, 4, 9])
+def test_the_mean_cross_entropy_is_the_formula_that_weights_take(missing: int) -> None:
+    logits = torch.randn(9, 4, dtype=torch.float64) * 3
+    labels = torch.randint(0, 4, (9,))
+    labels[:missing] = -1
+    logits[:missing] = torch.nan
+    found = []
+    for weight in (None, torch.ones(9, dtype=torch.float64)):
+        leaf = logits.clone().requires_grad_()
+        loss = objectives.cross_entropy(leaf, labels, weight=weight)
+        (3 * loss).backward()
+        found.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
 
 
 def test_a_label_that_is_missing_where_none_should_be_is_an_error() -> None:
@@ -191,6 +209,38 @@ def test_gradients_are_right() -> None:
     assert torch.autograd.gradcheck(
         lambda s: objectives.mse(s, target, weight=torch.tensor([1.0, 0.5])), (maps,)
     )
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3, 5), (1, 1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_closed_form_of_kd_is_the_formula_that_weights_take(
+    shape: tuple[int, ...], masked: bool
+) -> None:
+    student, teacher = (torch.randn(*shape, dtype=torch.float64) * 3 for _ in range(2))
+    if masked and shape[-1] > 1:
+        student[..., 1] = teacher[..., 1] = teacher[..., 2] = -torch.inf
+    found = []
+    for weight in (None, torch.ones(shape[:-1], dtype=torch.float64)):
+        leaf = student.clone().requires_grad_()
+        loss = objectives.kd(leaf, teacher, temperature=2.5, weight=weight)
+        (3 * loss).backward()
+        found.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
+
+
+def test_kd_has_a_second_derivative_and_one_by_transforms() -> None:
+    student, teacher = (torch.randn(3, 4, dtype=torch.float64) for _ in range(2))
+    student.requires_grad_()
+
+    def loss(s: torch.Tensor) -> torch.Tensor:
+        return objectives.kd(s, teacher, temperature=2.0)
+
+    assert torch.autograd.gradgradcheck(loss, (student,))
+    value = loss(student)
+    first = torch.autograd.grad(value, student, retain_graph=True)[0]
+    assert torch.equal(first, torch.autograd.grad(value, student)[0])
+    by_transform = torch.func.grad(loss)(student.detach())
+    torch.testing.assert_close(by_transform, first, rtol=1e-12, atol=1e-14)
 
 
 def test_mse_weights() -> None:

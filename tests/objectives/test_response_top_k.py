@@ -1,9 +1,11 @@
-"""`kd_top_k` is `kd` after the classes of the tail are merged."""
+"""Divergences from a teacher's top k are those of the distributions after the classes of the tail are merged."""
 
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from understudy import objectives
 
 CLASSES = 12
+GOLDEN = Path(__file__).parent.parent / "golden" / "llm_surveys"
 
 
 def logits(seed: int, scale: float = 3.0, rows: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,3 +121,126 @@ def test_shapes_are_named() -> None:
         objectives.kd_top_k(student, values, indices[:, :2], tail)
     with pytest.raises(ValueError, match="at least 3 classes"):
         objectives.kd_top_k(student[:, :2], values, indices, tail)
+
+
+# Other divergences
+
+
+def golden() -> dict[str, torch.Tensor]:
+    with np.load(GOLDEN / "distillkit_sparse.npz", allow_pickle=False) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+
+KINDS = {"kl": "forward_kl", "jsd": "jensen_shannon", "tvd": "total_variation"}
+MISSING = {"zero": "zero", "symmetric_uniform": "tail"}
+
+
+@pytest.mark.parametrize("temperature", [1, 2])
+@pytest.mark.parametrize("missing", MISSING)
+@pytest.mark.parametrize("kind", KINDS)
+def test_divergences_on_top_k_are_those_of_distillkit(
+    kind: str, missing: str, temperature: int
+) -> None:
+    case = golden()
+    student = case["student_logits"].clone().requires_grad_()
+    loss = objectives.top_k_divergence(
+        student,
+        case["topk_logprobs"],
+        case["topk_ids"],
+        divergence=KINDS[kind],
+        missing=MISSING[missing],
+        temperature=float(temperature),
+        weight=case["mask"],
+        reduction="sum",
+    )
+    # They multiply by T^2 later.
+    value, gradient = value_and_gradient(loss / temperature**2, student)
+    name = f"{kind}_{missing}_T{temperature}"
+    assert value == pytest.approx(float(case[f"sum_{name}"]), rel=5e-5, abs=1e-6)
+    torch.testing.assert_close(gradient, case[f"grad_{name}"], rtol=5e-5, atol=1e-6)
+
+
+DENSE = {
+    "forward_kl": objectives.forward_kl,
+    "reverse_kl": objectives.reverse_kl,
+    "jensen_shannon": objectives.jensen_shannon,
+    "total_variation": objectives.total_variation,
+}
+
+
+@pytest.mark.parametrize("divergence", DENSE)
+@pytest.mark.parametrize("k", [1, 5, CLASSES])
+def test_each_is_the_dense_one_after_merging(divergence: str, k: int) -> None:
+    student, teacher = logits(3)
+    student.requires_grad_()
+    temperature = 2.0
+    values, indices, tail = sparse(teacher, k, temperature)
+    keywords = {"beta": 0.3} if divergence == "jensen_shannon" else {}
+    found = objectives.top_k_divergence(
+        student, values, indices, tail, divergence=divergence, temperature=temperature, **keywords
+    )
+    merged = []
+    for whole in (student, teacher):
+        p = (whole / temperature).softmax(-1)
+        parts = p.gather(-1, indices)
+        if k < CLASSES:
+            parts = torch.cat([parts, p.scatter(-1, indices, 0.0).sum(-1, keepdim=True)], dim=-1)
+        merged.append(parts.log() * temperature)
+    expected = DENSE[divergence](*merged, temperature=temperature, **keywords)
+    value, gradient = value_and_gradient(found, student)
+    plain, plain_gradient = value_and_gradient(expected, student)
+    assert value == pytest.approx(plain)
+    torch.testing.assert_close(gradient, plain_gradient)
+    dense = DENSE[divergence](student, teacher, temperature=temperature, **keywords)
+    assert float(found.detach()) <= float(dense.detach()) + 1e-12
+    if k == CLASSES:
+        torch.testing.assert_close(found, dense)
+
+
+@pytest.mark.parametrize("divergence", DENSE)
+def test_the_tail_is_what_log_probabilities_leave_over(divergence: str) -> None:
+    student, teacher = logits(4)
+    values, indices, tail = sparse(teacher.log_softmax(-1), 5, 1.0)
+    given_tail = objectives.top_k_divergence(student, values, indices, tail, divergence=divergence)
+    found = objectives.top_k_divergence(student, values, indices, divergence=divergence)
+    torch.testing.assert_close(found, given_tail)
+    everything = objectives.top_k_divergence(
+        student, teacher.log_softmax(-1), torch.arange(CLASSES).expand(7, -1), divergence=divergence
+    )
+    torch.testing.assert_close(everything, DENSE[divergence](student, teacher))
+
+
+def test_forward_is_kd_top_k() -> None:
+    student, teacher = logits(5)
+    arguments = (student, *sparse(teacher, 4, 3.0))
+    torch.testing.assert_close(
+        objectives.top_k_divergence(*arguments, divergence="forward_kl", temperature=3.0),
+        objectives.kd_top_k(*arguments, temperature=3.0),
+    )
+
+
+def test_a_student_cannot_escape_the_reverse_divergence() -> None:
+    """Without the tail, moving all probability outside of the top k would make it smaller."""
+    teacher = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64)
+    values, indices = teacher.log().topk(2, dim=-1)
+    honest = objectives.top_k_divergence(teacher.log(), values, indices)
+    assert honest.item() == pytest.approx(0.0, abs=1e-12)
+    escaped = torch.tensor([[-20.0, -20.0, 0.0, 0.0]], dtype=torch.float64)
+    assert objectives.top_k_divergence(escaped, values, indices) > 1.0
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"divergence": "renyi"}, "divergence is 'renyi'"),
+        ({"missing": "uniform"}, "missing is 'uniform'"),
+        ({"missing": "zero"}, "reverse divergence .* infinite"),
+        ({"beta": 1.0}, "beta is 1.0"),
+    ],
+)
+def test_keywords_out_of_range_are_refused(keywords: dict[str, object], said: str) -> None:
+    student, teacher = logits(6)
+    with pytest.raises(ValueError, match=said):
+        objectives.top_k_divergence(student, *sparse(teacher, 3, 1.0), **keywords)
+    with pytest.raises(ValueError, match=r"\(7, 12\).*\(7, 3\).*\(7, 2\)"):
+        objectives.top_k_divergence(student, teacher[:, :3], torch.zeros(7, 2).long())

@@ -16,13 +16,13 @@ from understudy.report.curves import Curve, thinned, validation_curve
 from understudy.report.figures import (
     Entry,
     Figure,
-    accuracy_by_seed,
     calibration,
     class_changes,
     differences,
     entries_of,
     learning_curves,
     loss_terms,
+    seed_by_seed,
     trade_off,
 )
 
@@ -32,12 +32,12 @@ LinesOf = Callable[[Path, str], list[dict[str, Any]]]
 
 def entries(folder: Path) -> list[Entry]:
     run = read_run(folder)
-    return entries_of(run, summarise(run.results))
+    return entries_of(run, summarise(run))
 
 
 def every_figure(folder: Path) -> list[Figure]:
     found, classes = entries(folder), read_run(folder).classes
-    single = [accuracy_by_seed(found), differences(found), trade_off(found), calibration(found)]
+    single = [seed_by_seed(found), differences(found), trade_off(found), calibration(found)]
     drawn = [*single, class_changes(found, classes), *learning_curves(found), *loss_terms(found)]
     return [figure for figure in drawn if figure is not None]
 
@@ -80,7 +80,7 @@ def test_accuracy_and_differences_are_those_of_the_file(
         (line["arm"], line["seed"]): line["metrics"]["accuracy"] * 100
         for line in metrics_of(folder, "result")
     }
-    drawn = named(accuracy_by_seed(entries(folder)), "kd")
+    drawn = named(seed_by_seed(entries(folder)), "kd")
     assert drawn["x"] == pytest.approx([accuracy["kd", seed] for seed in range(3)])
     assert drawn["text"] == ["seed 0", "seed 1", "seed 2"]
     expected = [accuracy["kd", seed] - accuracy["baseline", seed] for seed in range(3)]

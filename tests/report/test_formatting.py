@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
 from understudy.report import formatting, spread
-from understudy.report.formatting import COST, QUALITY
+from understudy.report.columns import QUALITY, columns_of
+from understudy.report.measure import ACCURACY, TOKEN_LIKELIHOOD
+from understudy.report.run import RunData
 from understudy.report.statistics import PairedTest
 
-COLUMNS = {column.key: column for column in (*QUALITY, *COST)}
+COLUMNS = {column.key: column for column in (*QUALITY, *columns_of(RunData(Path()), []).cost)}
 
 
 @pytest.mark.parametrize(
@@ -18,7 +21,7 @@ COLUMNS = {column.key: column for column in (*QUALITY, *COST)}
     [(0.051, "+5.1"), (-0.0125, "−1.2"), (0.0, "±0.0"), (-0.0004, "±0.0"), (0.0006, "+0.1")],
 )
 def test_points_have_a_sign(value: float, text: str) -> None:
-    assert formatting.points(value) == text
+    assert formatting.change(ACCURACY.change, value) == text
 
 
 @pytest.mark.parametrize(
@@ -75,8 +78,11 @@ def test_cells() -> None:
 
 def test_intervals() -> None:
     test = PairedTest(3, 0.05, 0.01, 0.029, 0.0717, 0.01)
-    assert formatting.interval(test) == "+2.9 to +7.2"
-    assert formatting.interval(PairedTest(3, 0.05, 0.0, None, None, None)) == "no interval"
+    assert formatting.interval(ACCURACY.change, test) == "+2.9 to +7.2"
+    assert formatting.interval(ACCURACY.change, test, more=1) == "+2.90 to +7.17"
+    assert formatting.interval(TOKEN_LIKELIHOOD.change, test) == "+0.03 to +0.07"
+    none = PairedTest(3, 0.05, 0.0, None, None, None)
+    assert formatting.interval(ACCURACY.change, none) == "no interval"
     assert formatting.chance(test) == "p = 0.010" and formatting.chance(None) == "one seed"
 
 

@@ -18,12 +18,12 @@ MakeRun = Callable[..., Path]
 
 def told(folder: Path) -> Headline:
     run = read_run(folder)
-    return headline(run, summarise(run.results))
+    return headline(run, summarise(run))
 
 
 def warned(folder: Path) -> str:
     run = read_run(folder)
-    return "\n".join(warnings(run, summarise(run.results)))
+    return "\n".join(warnings(run, summarise(run)))
 
 
 def rewritten(folder: Path, event: str, change: Callable[[dict[str, object]], None]) -> Path:
@@ -125,7 +125,7 @@ def test_before_and_during_a_run(make_run: MakeRun, tmp_path: Path) -> None:
 def test_cards(make_run: MakeRun) -> None:
     folder = exact(make_run, [0.87, 0.88, 0.89], [0.925, 0.93, 0.94])
     run = read_run(folder)
-    found = {card.title: (card.value, card.detail) for card in cards(run, summarise(run.results))}
+    found = {card.title: (card.value, card.detail) for card in cards(run, summarise(run))}
     assert found["Teacher"] == ("97.2 %", "test accuracy")
     assert found["Baseline"] == ("88.0 ± 1.0 %", "no teacher, 3 seeds")
     assert found["kd student"] == ("93.2 ± 0.8 %", "3 seeds")

@@ -39,7 +39,7 @@ def test_everything_that_was_written_is_read(make_run: MakeRun, metrics_of: Line
         assert (result.arm, result.seed) == (line["arm"], line["seed"])
         assert result.value("accuracy") == line["metrics"]["accuracy"]
         assert result.value("latency_ms.64") == line["cost"]["latency_ms"]["64"]
-        assert list(result.class_accuracy) == line["per_class"]["accuracy"]
+        assert list(result.per_class["accuracy"]) == line["per_class"]["accuracy"]
     assert run.of_arm("teacher")[0].value("kl") is None
     assert len(run.steps) == len(metrics_of(folder, "step"))
     assert len(run.epochs) == len(metrics_of(folder, "epoch"))

@@ -78,7 +78,7 @@ def test_equal_differences_have_no_p_value() -> None:
 
 def test_rows_equal_the_file(make_run: MakeRun, metrics_of: LinesOf) -> None:
     folder = make_run()
-    rows = summarise(read_run(folder).results)
+    rows = summarise(read_run(folder))
     assert [(row.arm, row.role) for row in rows] == [
         ("teacher", "teacher"),
         ("baseline", "baseline"),
@@ -107,13 +107,13 @@ def test_rows_equal_the_file(make_run: MakeRun, metrics_of: LinesOf) -> None:
 
 
 def test_one_seed_gives_a_difference_but_no_test(make_run: MakeRun) -> None:
-    rows = summarise(read_run(make_run(seeds=[7])).results)
+    rows = summarise(read_run(make_run(seeds=[7])))
     assert rows[2].difference is not None and rows[2].test is None
     assert rows[2].values["accuracy"].std is None
 
 
 def test_every_two_arms_are_compared(make_run: MakeRun) -> None:
-    pairs = compare_arms(read_run(make_run()).results)
+    pairs = compare_arms(read_run(make_run()))
     assert [(pair.first, pair.second) for pair in pairs] == [
         ("kd", "baseline"),
         ("fitnet", "baseline"),

@@ -31,7 +31,7 @@ def test_every_number_and_role_is_there(make_run: MakeRun) -> None:
         ("fitnet", "student"),
     ):
         assert lines[arm].split()[1] == role
-    row = summarise(run.results)[2]
+    row = summarise(run)[2]
     spread = row.values["accuracy"]
     assert row.difference is not None and row.test is not None and row.test.p_value is not None
     assert f"{spread.mean * 100:.2f} ± {spread.std * 100:.2f}" in lines["kd"]  # type: ignore[operator]

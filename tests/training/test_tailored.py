@@ -53,7 +53,7 @@ def test_from_images_without_labels_to_a_plain_student(
     # One linear layer again, in which 8 of 32 coordinates are left.
     assert weights["fc.weight"].shape == (3, 16) and not any("align" in name for name in weights)
     found = read_run(tmp_path / "r")
-    assert any("was not trained" in line for line in warnings(found, summarise(found.results)))
+    assert any("was not trained" in line for line in warnings(found, summarise(found)))
     assert torch.isfinite(weights["fc.weight"]).all()
     # The teacher's own average and head are not exported.
     teacher = load_file(tmp_path / "r/models/teacher/model.safetensors")

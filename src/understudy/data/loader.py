@@ -16,13 +16,18 @@ from understudy.data.views import Views, soft_labels
 from understudy.errors import DataError, UnderstudyError
 
 Encoder = Callable[[Any, torch.device], Any]
-"""Raw samples and a device -> what one model's forward takes; usually a model's `Preprocess`."""
+"""Raw samples and a device -> what one model's forward takes; usually a model's `Preprocess`.
+
+One that draws at random, such as which tokens are masked, has the attribute `draws = True`, and is given the samples'
+ids and view numbers as `ids` and `views`."""
 
 Lookup = Callable[[torch.Tensor, torch.Tensor], Mapping[str, torch.Tensor]]
 """Sample ids and view numbers, both int64 [B] on the CPU -> what is known of them already, on the CPU."""
 
 EVALUATION_VIEW = -1
 """The view number of a sample as it is, without transforms."""
+BLOCK = 64
+"""Steps whose samples are looked up at once: in one step alone the look-ups would cost more than a small model."""
 
 
 class TrainingLoader:
@@ -106,7 +111,11 @@ class TrainingLoader:
         Each item is the list of this rank's micro-batches, `accumulate` of them.
         """
         parts: list[Batch] = []
-        wants = (want for step in range(start, stop) for want in self._wants(step))
+        wants = (
+            want
+            for first in range(start, stop, BLOCK)
+            for want in self._wants(range(first, min(first + BLOCK, stop)))
+        )
         for want, raw in self._fetcher.stream(wants):
             parts.append(self._batch(want, raw))
             if len(parts) == self._accumulate:
@@ -117,35 +126,43 @@ class TrainingLoader:
         """Stop the workers and free what is kept on the device."""
         self._fetcher.close()
 
-    def _wants(self, step: int) -> Iterator[_Want]:
-        indices, passes = self.order.batch(step)
+    def _wants(self, steps: range) -> Iterator[_Want]:
+        pieces = [piece for step in steps for piece in self._pieces(*self.order.batch(step))]
+        sizes = [len(own) for own, _ in pieces]
+        own, passes = (torch.cat(column) for column in zip(*pieces, strict=True))
+        columns = [own, self._views.number(passes), self._split.ids.index_select(0, own)]
+        if self._any_labelled:
+            columns.append(self._split.labels.index_select(0, own))
+        for column in zip(*(column.split(sizes) for column in columns), strict=True):
+            want = _Want(*column)
+            if self._views.mixing is not None:
+                want = want._replace(partners=self._partners(want))
+            yield want
+
+    def _pieces(
+        self, indices: torch.Tensor, passes: torch.Tensor
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Cut what this rank sees of a step into micro-batches."""
         if self._world > 1:
             indices = indices.tensor_split(self._world)[self._rank]
             passes = passes.tensor_split(self._world)[self._rank]
-        pieces = [(indices, passes)]
-        if self._accumulate > 1:
-            cut = (column.tensor_split(self._accumulate) for column in (indices, passes))
-            pieces = list(zip(*cut, strict=True))
-        for own, number in pieces:
-            view = self._views.number(number)
-            partners = self._partners(own, view) if self._views.mixing is not None else None
-            yield _Want(own, view, partners)
+        if self._accumulate == 1:
+            return [(indices, passes)]
+        cut = (column.tensor_split(self._accumulate) for column in (indices, passes))
+        return list(zip(*cut, strict=True))
 
-    def _partners(self, indices: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
+    def _partners(self, want: _Want) -> torch.Tensor:
         split, views = self._split, self._views
-        ids = split.ids[indices]
-        anyone = views.partner_positions(ids, view, len(split))
+        anyone = views.partner_positions(want.ids, want.view, len(split))
         if len(self._labelled) in (0, len(split)):
             return anyone
-        labelled = self._labelled[views.partner_positions(ids, view, len(self._labelled))]
-        return torch.where(split.labels[indices] != UNLABELLED, labelled, anyone)
+        chosen = views.partner_positions(want.ids, want.view, len(self._labelled))
+        labelled = self._labelled[chosen]
+        return torch.where(split.labels[want.own] != UNLABELLED, labelled, anyone)
 
     def _batch(self, want: _Want, raw: Raw) -> Batch:
-        split, device = self._split, self._encoding.device
-        ids = split.ids.index_select(0, want.own)
-        given: torch.Tensor | None = None
-        if self._any_labelled:
-            given = place(split.labels.index_select(0, want.own), device)
+        split, device, ids = self._split, self._encoding.device, want.ids
+        given = None if want.labels is None else place(want.labels, device)
         if isinstance(raw, torch.Tensor):
             raw = place(raw, device)
         if want.partners is None:
@@ -158,7 +175,7 @@ class TrainingLoader:
             if given is not None:
                 others = place(split.labels[want.partners], device)
                 given = soft_labels(given, others, share, self._classes)
-        inputs = self._encoding(raw)
+        inputs = self._encoding(raw, ids, want.view)
         for role, lookup in self._lookups.items():
             columns = lookup(ids, want.view)
             inputs[role] = {name: place(column, device) for name, column in columns.items()}
@@ -209,16 +226,16 @@ class EvaluationLoader:
         """Iterate over the batches."""
         split, device = self._split, self._encoding.device
         wants = (
-            _Want(indices, torch.full_like(indices, EVALUATION_VIEW))
+            _Want(indices, torch.full_like(indices, EVALUATION_VIEW), split.ids[indices])
             for indices in torch.split(torch.arange(len(split)), self._batch_size)
         )
         for want, raw in self._fetcher.stream(wants):
             if isinstance(raw, torch.Tensor):
                 raw = place(raw, device)
             yield Batch(
-                inputs=self._encoding(raw),
+                inputs=self._encoding(raw, split.ids[want.own], want.view),
                 labels=place(split.labels[want.own], device) if self._labelled else None,
-                index=place(split.ids[want.own], device),
+                index=place(want.ids, device),
                 view=place(want.view, device),
             )
 
@@ -228,10 +245,12 @@ class EvaluationLoader:
 
 
 class _Want(NamedTuple):
-    """The samples of one micro-batch, and with whom they are mixed."""
+    """The samples of one micro-batch, what is known of them, and with whom they are mixed."""
 
     own: torch.Tensor
     view: torch.Tensor
+    ids: torch.Tensor
+    labels: torch.Tensor | None = None
     partners: torch.Tensor | None = None
 
     @property
@@ -256,10 +275,13 @@ class _Encoding:
             else:
                 self._groups.append((encoder, [role]))
 
-    def __call__(self, raw: Raw) -> dict[str, Any]:
+    def __call__(self, raw: Raw, ids: torch.Tensor, view: torch.Tensor) -> dict[str, Any]:
         inputs = {}
         for encoder, roles in self._groups:
-            encoded = encoder(raw, self.device)
+            if getattr(encoder, "draws", False):
+                encoded = encoder(raw, self.device, ids=ids, views=view)  # type: ignore[call-arg]
+            else:
+                encoded = encoder(raw, self.device)
             inputs.update(dict.fromkeys(roles, encoded))
         return inputs
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -75,7 +76,14 @@ class Split:
 
     def fetch(self, indices: torch.Tensor) -> Raw:
         """Return the raw samples at `indices` (int64 [B], positions within this split)."""
+        if self._in_place:
+            return self.samples.fetch(indices)
         return self.samples.fetch(self.positions.index_select(0, indices))
+
+    @cached_property
+    def _in_place(self) -> bool:
+        """Whether position i of this part is position i of the samples, so that nothing has to be looked up."""
+        return torch.equal(self.positions, torch.arange(len(self.positions)))
 
     def subset(self, indices: torch.Tensor) -> Split:
         """Return the part at `indices` (int64, within this split), ids kept."""

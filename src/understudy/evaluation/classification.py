@@ -66,7 +66,11 @@ def expected_calibration_error(predictions: Predictions, bins: int = CALIBRATION
     al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3). Bin m of M holds the
     confidences in ((m - 1) / M, m / M].
     """
-    found = reliability(predictions, bins)
+    return calibration_error(reliability(predictions, bins))
+
+
+def calibration_error(found: Reliability) -> float:
+    """Return the expected calibration error of a reliability diagram."""
     total = sum(found["count"])
     return sum(
         count / total * abs(correct - confidence)
@@ -81,17 +85,30 @@ def reliability(predictions: Predictions, bins: int = CALIBRATION_BINS) -> Relia
     """Return the data of a reliability diagram: `bins` equal-width bins of the confidence."""
     part = predictions.labelled()
     confidence, predicted = part.logits.softmax(dim=1).max(dim=1)
+    return reliability_of(confidence, predicted == part.labels, bins)
+
+
+def reliability_of(
+    confidence: torch.Tensor, correct: torch.Tensor, bins: int = CALIBRATION_BINS
+) -> Reliability:
+    """Return the data of a reliability diagram.
+
+    Args:
+        confidence: [N], in [0, 1].
+        correct: bool [N], whether each answer was right.
+        bins: equal-width bins.
+    """
     confidence = confidence.double()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
     # `bucketize` puts a value on an edge into the lower bin, which makes the bins open below and
     # closed above.
     bin_of = torch.bucketize(confidence, edges[1:-1])
     count = torch.bincount(bin_of, minlength=bins)
-    correct = torch.bincount(bin_of, (predicted == part.labels).double(), minlength=bins)
+    hits = torch.bincount(bin_of, correct.double(), minlength=bins)
     summed = torch.bincount(bin_of, confidence, minlength=bins)
     return {
         "confidence": _ratios(summed, count),
-        "accuracy": _ratios(correct, count),
+        "accuracy": _ratios(hits, count),
         "count": [int(value) for value in count],
     }
 

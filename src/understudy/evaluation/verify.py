@@ -8,6 +8,7 @@ from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
 _NUMBER = r"[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?"
+_IN_TEXT = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\d])")
 _GSM8K = re.compile(r"####[ \t]*([^\n]*)")
 
 
@@ -30,6 +31,22 @@ def boxed_answer(text: str) -> str | None:
         if depth == 0:
             return text[begin:place].strip() or None
     return None
+
+
+def last_number(text: str) -> str | None:
+    """Return the last number in a text, as it stands there ("1,234.50", "-3"); None without one.
+
+    How answers are customarily found where no format was asked for. It takes any number, such as one of a check behind
+    the answer, so it is wrong more often than a format is.
+    """
+    found = _IN_TEXT.findall(text)
+    return found[-1] if found else None
+
+
+def last_choice(text: str, choices: str = "ABCDE") -> str | None:
+    """Return the last capital letter out of the choices that stands alone, as in "(B)" or "B."; None without one."""
+    found = re.findall(rf"(?<![A-Za-z0-9])([{re.escape(choices)}])(?![A-Za-z0-9'])", text)
+    return found[-1] if found else None
 
 
 def number(text: str) -> Fraction | None:
@@ -55,13 +72,19 @@ def number(text: str) -> Fraction | None:
         return None
 
 
-def same_answer(found: str | None, expected: str) -> bool:
-    """Tell whether an answer is the expected one: as numbers where both are, else as text without outer spaces."""
+def same_answer(found: str | None, expected: str, tolerance: float = 0.0) -> bool:
+    """Tell whether an answer is the expected one: as numbers where both are, else as text without outer spaces.
+
+    Args:
+        found: the answer; None is never right.
+        expected: the right one.
+        tolerance: largest distance of two numbers that are the same. Published evaluations take 0.001.
+    """
     if found is None:
         return False
     ours, theirs = number(found), number(expected)
     if ours is not None and theirs is not None:
-        return ours == theirs
+        return abs(ours - theirs) <= Fraction(str(tolerance))
     return found.strip() == expected.strip()
 
 

@@ -47,6 +47,7 @@ from understudy.methods.step import Step
 from understudy.methods.supervised import Supervised
 from understudy.methods.tcs import TCS
 from understudy.methods.tf_kd import TfKD
+from understudy.methods.token_kd import TokenKD
 from understudy.methods.uskd import USKD
 from understudy.methods.vid import VID
 from understudy.methods.wiring import Wiring
@@ -105,6 +106,7 @@ __all__ = [
     "SubClassLayer",
     "Supervised",
     "TfKD",
+    "TokenKD",
     "VisualWordLayer",
     "Wiring",
     "methods",

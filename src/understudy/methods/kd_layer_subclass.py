@@ -46,6 +46,8 @@ class SubClassLayer(Method, name="kd_layer_subclass"):
     reads_logits = False
     needs_labels = True
 
+    needs_classes = True
+
     def __init__(
         self,
         student_taps: Taps = "auto",

@@ -14,6 +14,7 @@ from understudy.data.batch import Batch
 from understudy.errors import UnderstudyError, unknown_name
 from understudy.methods.step import Step
 from understudy.methods.wiring import Wiring
+from understudy.models.tokens import Tokens
 from understudy.registry import Registry
 from understudy.teachers.listening import Hears, check_hears
 from understudy.teachers.phi_s import Standardised
@@ -68,6 +69,13 @@ class Method(nn.Module):
     needs_teacher: bool = True
     """Whether `loss` asks for a teacher. Those that it listens to then run before the student, unless the weight is 0.
     A constructor may set it for its instance."""
+    needs_tokens: ClassVar[bool] = False
+    """Whether it works on language models only."""
+    needs_classes: ClassVar[bool] = False
+    """Whether every sample has to have one answer, as in classification, because its logits are read together with its
+    features or stand for classes of the data."""
+    crosses_tokenizers: ClassVar[bool] = False
+    """Whether it compares models that read different tokens. Else a teacher with another tokenizer is refused."""
     reads_logits: ClassVar[bool] = True
     """Whether `loss` or `fit` reads the teacher's logits, where the method uses a teacher. Where no method of a stage
     does, the teacher stops at the last tap; where none of a run does, it is not refused for a classifier that was never
@@ -229,7 +237,13 @@ class Method(nn.Module):
         """
 
     def valid(self, batch: Batch) -> torch.Tensor:
-        """Return over how many elements of the batch the loss is a mean: the labelled samples, or all."""
+        """Return over how many elements of the batch the loss is a mean: the labelled samples, or all.
+
+        Of a language model, what compares logits is a mean over predicted tokens, anything else over documents.
+        """
+        tokens = batch.inputs.get("student")
+        if isinstance(tokens, Tokens) and self.family in ("labels", "response"):
+            return torch.tensor(float(len(tokens.places)), device=batch.index.device)
         if self.needs_labels:
             return batch.labelled.sum()
         if batch.weight is not None:

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from understudy.data.batch import Batch
 from understudy.errors import UnderstudyError, suggestion
 from understudy.models.outputs import Outputs
-from understudy.tasks.classification import Classification
+from understudy.models.tokens import Tokens
+from understudy.tasks import Task
 from understudy.teachers.listening import Combined
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Step:
         self,
         batch: Batch,
         *,
-        task: Classification,
+        task: Task,
         student: Callable[[Batch], Outputs],
         teachers: Mapping[str, Callable[[Batch], Outputs]],
         progress: float,
@@ -101,21 +102,22 @@ class Step:
 
     @property
     def labels(self) -> torch.Tensor | None:
-        """The batch's labels (see `Batch.labels`), or None."""
-        return self.batch.labels
+        """What the rows of the logits should be: the batch's labels (see `Batch.labels`), or tokens; or None."""
+        return self.task.labels(self.batch)
 
     def labels_for(self, method: str) -> torch.Tensor:
-        """Return the batch's labels (see `Batch.labels`) for a method that needs them.
+        """Return `labels` for a method that needs them.
 
         Raises:
             UnderstudyError: nothing in the data is labelled.
         """
-        if self.batch.labels is None:
+        labels = self.labels
+        if labels is None:
             raise UnderstudyError(f"Method '{method}' needs labels, and this batch has none.")
-        return self.batch.labels
+        return labels
 
     def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the logits [B, C] of the student, and of the teacher that the method listens to."""
+        """Return the logits of the student, and of the teacher that the method listens to: [B, C], or a row a token."""
         pair = []
         for role, outputs in (("student", self.student), ("teacher", self.teacher)):
             if outputs.logits is None:
@@ -152,6 +154,8 @@ class Step:
         if feature.dim() != 3:
             return None
         inputs = self.batch.inputs[self._role(role)]
+        if isinstance(inputs, Tokens):
+            return inputs.mask.float() if inputs.mask.shape == feature.shape[:2] else None
         given = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
         masks = [
             mask.float()

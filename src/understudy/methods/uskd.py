@@ -43,6 +43,8 @@ class USKD(Method, name="uskd"):
     needs_labels = True
     needs_teacher = False
 
+    needs_classes = True
+
     def __init__(
         self,
         alpha: float = 0.1,

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import nn
 
@@ -24,6 +24,10 @@ from understudy.models.taps import unwrap
 from understudy.models.tokenizer import load_tokenizer
 from understudy.models.weights import load_weights
 from understudy.registry import Registry
+
+Task = Literal["classification", "causal_lm", "masked_lm", "seq2seq"]
+TASKS: tuple[Task, ...] = ("classification", "causal_lm", "masked_lm", "seq2seq")
+"""What a model may be for. All but the first are tasks of language models, which take texts."""
 
 T = TypeVar("T")
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
@@ -46,6 +50,7 @@ class Request:
         statistics: mean and standard deviation of the data, for models that bring none along.
         texts: gives the training texts, for a tokenizer to be trained on.
         keywords: everything else.
+        task: what the model is for.
     """
 
     prefix: str
@@ -59,6 +64,7 @@ class Request:
     statistics: Statistics | None = None
     texts: Callable[[], Iterable[Any]] | None = None
     keywords: dict[str, Any] = field(default_factory=dict)
+    task: Task = "classification"
 
     @property
     def full_name(self) -> str:
@@ -97,6 +103,7 @@ class Request:
             "input_shape": None if self.input_shape is None else list(self.input_shape),
             "class_names": None if self.class_names is None else list(self.class_names),
             "preprocess": own,
+            **({} if self.task == "classification" else {"task": self.task}),
             **keywords,
         }
         try:
@@ -106,7 +113,10 @@ class Request:
 
 
 class Builder(Protocol):
-    """Makes the models of one prefix."""
+    """Makes the models of one prefix.
+
+    One that makes language models too says so by an attribute `language = True`.
+    """
 
     def names(self) -> list[str]:
         """Return the names that can be listed; empty where any path or module may stand."""
@@ -130,6 +140,7 @@ def build(
     preprocess: Mapping[str, Any] | None = None,
     statistics: Statistics | None = None,
     texts: Callable[[], Iterable[Any]] | None = None,
+    task: Task = "classification",
     **keywords: Any,
 ) -> Model:
     """Build a model by name.
@@ -146,6 +157,8 @@ def build(
         statistics: mean and standard deviation per channel of the data. Used by models whose weights start fresh;
             pretrained ones keep the statistics that they were trained with.
         texts: gives the training texts, for text models from scratch whose tokenizer is to be trained on them.
+        task: what the model is for: "classification", or a language model's "causal_lm", "masked_lm" or "seq2seq".
+            The latter have no classes of their own; what the data call classes are domains of their documents.
         keywords: what the model takes beyond that; an unknown one is answered with the valid ones.
 
     Returns:
@@ -178,8 +191,28 @@ def build(
         statistics,
         texts,
         dict(keywords),
+        task,
     )
-    return builders.get(prefix)().build(request)
+    builder = builders.get(prefix)()
+    if task != "classification":
+        _check_language(request, builder)
+    return builder.build(request)
+
+
+def _check_language(request: Request, builder: Builder) -> None:
+    """Refuse a task that does not exist, that the builder has no models for, or that the data are not for."""
+    if request.task not in TASKS:
+        raise unknown_name("task", request.task, TASKS)
+    if not getattr(builder, "language", False):
+        able = [f"{name}:" for name, made in builders if getattr(made, "language", False)]
+        raise ModelError(
+            f"'{request.full_name}' is no language model, so it cannot be used for the task {request.task}. "
+            f"Language models have the prefixes {', '.join(able)}."
+        )
+    if request.kind != "text":
+        raise ModelError(
+            f"The task {request.task} takes texts; the data of '{request.full_name}' are {request.kind}s."
+        )
 
 
 def names(prefix: str | None = None) -> list[str]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from understudy.errors import ModelError, StoreError
+
+if TYPE_CHECKING:
+    # A saved model is used where only this room is there.
+    from understudy.objectives import Head
 
 
 @dataclass(slots=True)
@@ -53,19 +57,62 @@ class Outputs:
     """What one model gave for one batch.
 
     Attributes:
-        logits: [B, C], raw scores before the softmax; None when the pass stopped before them.
+        logits: [B, C], raw scores before the softmax; None when the pass stopped before them. Of a language model
+            [N, C], a row for every predicted token.
         features: tap name -> tensor, in the shape that the tapped module gave or took.
         top_k: the largest logits in place of all, where a store holds no more; None otherwise.
+        hidden: [N, H], what a language model's head makes the logits of; None for other models.
+        head: that head, so that a loss need not hold all logits; None for other models.
     """
 
     logits: torch.Tensor | None = None
     features: dict[str, torch.Tensor] = field(default_factory=dict)
     top_k: TopK | None = None
+    hidden: torch.Tensor | None = None
+    head: Head | None = None
 
     def tensors(self) -> list[torch.Tensor]:
         """Return the logits, where there are any, and the features."""
         logits = [] if self.logits is None else [self.logits]
         return [*logits, *self.features.values()]
+
+
+class TokenOutputs(Outputs):
+    """What a language model gave: its last hidden states and its head, of which logits are made when they are wanted.
+
+    Args:
+        hidden: [N, H], hidden states that predict a token; None where they are not known apart from the logits.
+        head: the head; None without hidden states.
+        logits: [N, C] where they are there anyway.
+        features: see `Outputs`.
+        top_k: see `Outputs`.
+    """
+
+    __slots__ = ("_logits",)
+
+    def __init__(
+        self,
+        hidden: torch.Tensor | None = None,
+        head: Head | None = None,
+        logits: torch.Tensor | None = None,
+        features: dict[str, torch.Tensor] | None = None,
+        top_k: TopK | None = None,
+    ) -> None:
+        """Keep what is given."""
+        self.hidden, self.head, self._logits = hidden, head, logits
+        self.features, self.top_k = features or {}, top_k
+
+    @property
+    def logits(self) -> torch.Tensor | None:  # type: ignore[override]
+        """All logits [N, C], made once."""
+        if self._logits is None and self.hidden is not None and self.head is not None:
+            self._logits = self.head.logits(self.hidden)
+        return self._logits
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return what is there without making logits."""
+        found = [one for one in (self.hidden, self._logits) if one is not None]
+        return [*found, *self.features.values()]
 
 
 def logits_of(raw: Any) -> torch.Tensor:

@@ -54,7 +54,7 @@ class TextPreprocess(Configured):
 
     def __call__(self, raw: Any, device: torch.device) -> dict[str, torch.Tensor]:
         """Return int64 [B, L] tensors by input name, on `device`, from strings or pairs of strings."""
-        first, second = _texts(raw)
+        first, second = texts_of(raw)
         encoded = self.tokenizer(
             first,
             second,
@@ -78,7 +78,7 @@ class TextPreprocess(Configured):
         }
 
 
-def _texts(raw: Any) -> tuple[list[str], list[str] | None]:
+def texts_of(raw: Any) -> tuple[list[str], list[str] | None]:
     """Split a batch into first texts and second texts (None: no pairs)."""
     if not isinstance(raw, list | tuple) or not raw:
         raise ModelError(

@@ -22,11 +22,14 @@ class TokenSequence:
             is several sequences, in order.
         start: the first token that counts. Those before it are a prompt: read, not learnt. The first token of all has
             nothing before it and is never predicted.
+        repeated: how many tokens at the beginning are the last ones of the document's sequence before: a window
+            begins with the token that its first prediction is made from, so that no token of a document is lost.
     """
 
     ids: torch.Tensor
     document: int
     start: int = 0
+    repeated: int = 0
 
     def __len__(self) -> int:
         """Return the number of tokens L."""
@@ -46,6 +49,10 @@ class TokenSequence:
 class Layout(Protocol):
     """What puts sequences into a model's rows: the preprocessing of a language model."""
 
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens that there are; a model may have more logits, which mean nothing."""
+
     def lay_out(
         self, sequences: Sequence[TokenSequence], documents: int, device: torch.device
     ) -> Tokens:
@@ -64,7 +71,8 @@ class Tokens(Mapping[str, torch.Tensor]):
         places: int64 [N], where the N predicted tokens are predicted: r * T + t.
         labels: int64 [N], the tokens that are predicted there.
         owners: int64 [N], the document of each, as its number in the batch.
-        elements: int64 [B, L], r * T + t of every token of each document in order, 0 behind its last.
+        elements: int64 [B, L], r * T + t of every token of each document in order, 0 behind its last. A token that
+            two windows hold stands there once, where it predicts.
         mask: bool [B, L], which of `elements` are a token whose hidden state counts: one that predicts a token that
             counts, or, where a model reads in both directions, every token of the text.
         grid: (R, T), the rows that outputs and hidden states have.

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from understudy.data.source import Source, Split
-from understudy.errors import ModelError, UnderstudyError
+from understudy.errors import DataError, ModelError, UnderstudyError
 from understudy.methods import Supervised
 from understudy.models.build import build as build_model
 from understudy.models.build import live as live_model
@@ -22,6 +22,7 @@ from understudy.recipe.components import Component
 from understudy.recipe.kinds import METHOD, SOURCE, TRANSFORM
 from understudy.recipe.problems import Place, dotted
 from understudy.recipe.sections import Arm, StageDefaults, TeacherSection, read_stage
+from understudy.tasks import LanguageModelling, Task, make_task
 from understudy.training.experiment import (
     BASELINE,
     TEACHER,
@@ -58,7 +59,9 @@ def build(recipe: Recipe, directory: Path) -> Experiment:
         validation=section.validation,
         views=section.views,
     )
-    makers = ModelMaker(data.source, lambda: make_splits(experiment).train)
+    task = make_task(recipe.task)
+    check_kind(task, data.source)
+    makers = ModelMaker(data.source, lambda: make_splits(experiment).train, task)
     teachers = {
         name: _teacher(
             makers, section, ("teacher",) if recipe.teachers is None else ("teachers", name)
@@ -78,6 +81,7 @@ def build(recipe: Recipe, directory: Path) -> Experiment:
         teachers=teachers if recipe.teachers is not None else {},
         arms=arms,
         settings=recipe.settings(),
+        task=task,
         recipe=recipe.resolved(),
     )
     return experiment
@@ -103,17 +107,30 @@ def baseline(recipe: Recipe, experiment: Experiment) -> Arm:
     return Arm(stages=[read_stage(length, defaults, name=BASELINE, methods=methods)])
 
 
+def check_kind(task: Task, source: Source) -> None:
+    """Refuse data that a task cannot be done on.
+
+    Raises:
+        DataError: a language model's data are no texts.
+    """
+    if isinstance(task, LanguageModelling) and source.kind != "text":
+        raise DataError(
+            f"task: {task.name} models texts, and '{source.name}' holds {source.kind}s. Use a source of texts."
+        )
+
+
 class ModelMaker:
     """Makes the models of a recipe for its data; what they need to know of the data is measured once.
 
     Args:
         source: the data.
         train: gives the training split.
+        task: what a sample means.
     """
 
-    def __init__(self, source: Source, train: Callable[[], Split]) -> None:
+    def __init__(self, source: Source, train: Callable[[], Split], task: Task) -> None:
         """Measure nothing yet."""
-        self._source, self._give_train = source, train
+        self._source, self._give_train, self._task = source, train, task
 
     def make(self, component: Component, place: str, *, copied: bool = True) -> Model:
         """Return a fresh model.
@@ -133,6 +150,7 @@ class ModelMaker:
                 "class_names": self._source.classes,
                 "statistics": self._statistics,
                 "texts": self._texts if self._source.kind == "text" else None,
+                "task": self._task.name,
             }
             for key in component.keywords.keys() & measured.keys():
                 raise ModelError(

@@ -27,6 +27,8 @@ from understudy.recipe.sections import (
     read_teacher,
     read_teachers,
 )
+from understudy.tasks import Classification
+from understudy.tasks import Name as TaskName
 from understudy.teachers.listening import heard
 from understudy.training.experiment import BASELINE, TEACHER
 from understudy.training.settings import Settings
@@ -47,6 +49,10 @@ class Recipe(_SettingFields, StageDefaults):  # type: ignore[misc]
     """
 
     name: str = Field("run", description="what the run is called; its directory is runs/NAME")
+    task: TaskName = Field(
+        "classification",
+        description="what a sample means: a class (classification), or text to model: causal_lm, masked_lm, seq2seq",
+    )
     data: DataSection = Field(description="what is learned from")
     teacher: TeacherSection | None = Field(
         None, description="the teacher; leave it out when no arm needs one"
@@ -192,9 +198,12 @@ class Recipe(_SettingFields, StageDefaults):  # type: ignore[misc]
         """
         # A key that is nearly always empty is left out.
         several = ["teachers"] if self.teachers is not None else []
-        first = ["name", "seeds", "data", "teacher", *several, "student", "baseline", "arms"]
+        task = ["task"] if self.task != Classification.name else []
+        first = ["name", *task, "seeds", "data", "teacher", *several, "student", "baseline", "arms"]
         rest = [
-            key for key in type(self).model_fields if key not in (*first, "methods", "teachers")
+            key
+            for key in type(self).model_fields
+            if key not in (*first, "methods", "teachers", "task")
         ]
         return {key: _plain(getattr(self, key)) for key in (*first, *rest)}
 

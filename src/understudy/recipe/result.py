@@ -68,13 +68,17 @@ class Result:
         return write_report(self.directory)
 
     def __repr__(self) -> str:
-        """Show the accuracies."""
+        """Show what the members are worth by the run's main measure."""
+        from understudy.report.measure import measure_of
+        from understudy.report.reading import read_header
+
+        measure = measure_of(read_header(self.directory))
         lines = [f"Result in {self.directory}:"]
         for arm, seeds in self.metrics.items():
             # A teacher whose classifier was not trained has none.
-            known = [metrics["accuracy"] for metrics in seeds.values()]
+            known = [metrics.get(measure.level_name) for metrics in seeds.values()]
             values = ["none" if value is None else f"{value:.4f}" for value in known]
-            lines.append(f"  {arm}: accuracy {', '.join(values)}")
+            lines.append(f"  {arm}: {measure.level_noun} {', '.join(values)}")
         return "\n".join(lines)
 
 

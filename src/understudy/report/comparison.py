@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from understudy.errors import RunDirectoryError
 from understudy.report import checks, figures, formatting
+from understudy.report.columns import Columns, columns_of
 from understudy.report.figures import Entry, Figure
-from understudy.report.formatting import COST, GEOMETRY, QUALITY, TRAINING
+from understudy.report.measure import Measure
 from understudy.report.page import lines_of, measured, render, write_page
 from understudy.report.provenance import flattened
 from understudy.report.reading import read_run
@@ -57,12 +58,23 @@ class Comparison:
     recipe: tuple[RecipeDifference, ...]
     text: str
 
+    @property
+    def columns(self) -> Columns:
+        """The columns of the tables."""
+        return columns_of(_leading(self.runs), [compared.row for compared in self.rows])
+
+    @property
+    def measure(self) -> Measure:
+        """The main measure of all runs."""
+        return _leading(self.runs).measure
+
 
 def compare(folders: Sequence[str | Path]) -> Comparison:
     """Compare runs: their arms in one table, arms of the same name paired by seed.
 
     Raises:
-        RunDirectoryError: when there are fewer than two folders, one is named twice, or one is not a run.
+        RunDirectoryError: when there are fewer than two folders, one is named twice, one is not a run, or the runs
+            have different tasks or main measures.
     """
     if len(folders) < 2:
         raise RunDirectoryError("Name at least two run directories to compare.")
@@ -74,23 +86,24 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
             )
     runs = tuple(read_run(folder) for folder in folders)
     names = _unique_names(runs)
+    _refuse_unlike(runs, names)
     rows = tuple(
         ComparedRow(name, f"{name} / {row.arm}", row)
         for name, run in zip(names, runs, strict=True)
-        for row in summarise(run.results)
+        for row in summarise(run)
     )
     pairs = tuple(_pairs(runs, names))
     warnings = tuple(_warnings(runs, names))
     recipe = tuple(_recipe_differences(runs))
-    text = _as_text(rows, pairs, warnings, recipe, names)
-    return Comparison(runs, names, rows, pairs, warnings, recipe, text)
+    found = Comparison(runs, names, rows, pairs, warnings, recipe, "")
+    return replace(found, text=_as_text(found))
 
 
 def write_comparison(comparison: Comparison, output: str | Path) -> Path:
     """Write a comparison as one self-contained HTML file and return where."""
-    entries = _entries(comparison)
+    entries, columns = _entries(comparison), comparison.columns
     drawn: dict[str, Sequence[Figure | None]] = {
-        "results": [figures.accuracy_by_seed(entries), figures.differences(entries)],
+        "results": [figures.seed_by_seed(entries), figures.differences(entries)],
         "cost": [figures.trade_off(entries)],
         "learning": figures.learning_curves(entries),
     }
@@ -105,17 +118,16 @@ def write_comparison(comparison: Comparison, output: str | Path) -> Path:
             "recipe": comparison.recipe,
             "metrics_sha256": {name: run.digest for name, run in _named(comparison)},
         },
+        comparison.measure,
         title=" vs ".join(comparison.names),
         comparison=comparison,
         named=list(_named(comparison)),
-        quality=lines_of(entries, QUALITY),
-        quality_columns=QUALITY,
-        geometry=lines_of(measured(entries, GEOMETRY), GEOMETRY),
-        geometry_columns=GEOMETRY,
-        costs=lines_of(entries, COST),
-        cost_columns=COST,
-        budget=lines_of(entries, TRAINING),
-        budget_columns=TRAINING,
+        words=_leading(comparison.runs).words,
+        columns=columns,
+        quality=lines_of(entries, columns.quality),
+        geometry=lines_of(measured(entries, columns.geometry), columns.geometry),
+        costs=lines_of(entries, columns.cost),
+        budget=lines_of(entries, columns.training),
         **groups,
     )
     return write_page(page, Path(output))
@@ -135,6 +147,29 @@ def _entries(comparison: Comparison) -> list[Entry]:
     return entries
 
 
+def _leading(runs: Sequence[RunData]) -> RunData:
+    """Return the run that says what all are measured by: the first that has come so far."""
+    return next((run for run in runs if run.header), runs[0])
+
+
+def _refuse_unlike(runs: Sequence[RunData], names: Sequence[str]) -> None:
+    """Refuse runs whose numbers mean different things; a run that has not begun says nothing yet."""
+    begun = [(name, run) for name, run in zip(names, runs, strict=True) if run.header]
+    for name, run in begun[1:]:
+        first_name, first = begun[0]
+        language = run.words.language or first.words.language
+        if run.measure != first.measure or (language and run.words != first.words):
+            raise RunDirectoryError(
+                f"'{first_name}' and '{name}' cannot be compared: the first is judged by {_judged(first)}, the second "
+                f"by {_judged(run)}. Compare runs of one task."
+            )
+
+
+def _judged(run: RunData) -> str:
+    of = f" of a {run.words.task} task" if run.words.task else ""
+    return f"{run.measure.level_noun} ({run.measure.better} is better){of}"
+
+
 def _unique_names(runs: Sequence[RunData]) -> tuple[str, ...]:
     """Call runs by their folder; where two folders have one name, by the folder above it too."""
     short = [run.folder.resolve().name for run in runs]
@@ -151,12 +186,13 @@ def _pairs(runs: Sequence[RunData], names: Sequence[str]) -> list[Pair]:
     found = []
     for index, (run, name) in enumerate(zip(runs, names, strict=True)):
         for other, other_name in list(zip(runs, names, strict=True))[index + 1 :]:
+            key = run.measure.name
             for arm in (arm for arm in run.arms if arm in other.arms):
                 pair = compare_values(
                     f"{other_name} / {arm}",
-                    by_seed(other.results, arm),
+                    by_seed(other.results, arm, key),
                     f"{name} / {arm}",
-                    by_seed(run.results, arm),
+                    by_seed(run.results, arm, key),
                 )
                 if pair is not None:
                     found.append(pair)
@@ -165,9 +201,11 @@ def _pairs(runs: Sequence[RunData], names: Sequence[str]) -> list[Pair]:
 
 def _warnings(runs: Sequence[RunData], names: Sequence[str]) -> list[str]:
     found: list[str] = []
+    words = _leading(runs).words
     aspects: list[tuple[str, list[str]]] = [
-        ("numbers of samples", [_counts(run) for run in runs]),
-        ("classes", [", ".join(run.classes) for run in runs]),
+        (f"numbers of {words.samples}", [_counts(run) for run in runs]),
+        (words.groups, [", ".join(run.classes) for run in runs]),
+        ("vocabularies", [str(run.vocabulary or "") for run in runs]),
         ("seeds", [", ".join(map(str, run.seeds)) for run in runs]),
         ("precision", [str(run.header.get("precision", "")) for run in runs]),
         ("commits", [str(run.header.get("commit", "")) for run in runs]),
@@ -179,11 +217,15 @@ def _warnings(runs: Sequence[RunData], names: Sequence[str]) -> list[str]:
                 f"{name}: {_short(value)}" for name, value in zip(names, values, strict=True)
             )
             found.append(f"The runs have different {what}. {each}.")
-    for key, unit in (("steps", "optimiser steps"), ("samples", "training samples")):
+    if words.language and len({run.vocabulary for run in runs}) > 1:
+        found.append(
+            "A perplexity means something for one tokenizer only; between tokenizers compare bits per byte."
+        )
+    for key, unit in checks.budgets(words):
         means = {
             f"{name} / {row.arm}": mean
             for name, run in zip(names, runs, strict=True)
-            for row in summarise(run.results)
+            for row in summarise(run)
             if row.role != "teacher" and (mean := row.mean(key)) is not None
         }
         if means and max(means.values()) > min(means.values()) * (1 + checks.BUDGET_TOLERANCE):
@@ -217,27 +259,24 @@ def _recipe_differences(runs: Sequence[RunData]) -> list[RecipeDifference]:
     return [RecipeDifference(path, values) for path, values in rows if len(set(values)) > 1]
 
 
-def _as_text(
-    rows: Sequence[ComparedRow],
-    pairs: Sequence[Pair],
-    warnings: Sequence[str],
-    recipe: Sequence[RecipeDifference],
-    names: Sequence[str],
-) -> str:
+def _as_text(found: Comparison) -> str:
+    measure = found.measure
+    form, unit = measure.change, measure.change.unit
     lines: list[str] = []
-    if rows:
-        labelled = [(compared.label, compared.row) for compared in rows]
-        lines += text_lines(labelled, (*QUALITY, *GEOMETRY, *COST, *TRAINING))
-    if pairs:
-        lines += ["", "Accuracy, paired by seed (points):"]
-        for pair in pairs:
-            between = f", 95 % interval {formatting.interval(pair.test, 2)}" if pair.test else ""
+    if found.rows:
+        labelled = [(compared.label, compared.row) for compared in found.rows]
+        lines += text_lines(labelled, found.columns.every, measure)
+    if found.pairs:
+        lines += ["", f"{measure.titled}, paired by seed{f' ({unit})' if unit else ''}:"]
+        for pair in found.pairs:
+            test = pair.test
+            between = f", 95 % interval {formatting.interval(form, test, more=1)}" if test else ""
             lines.append(
-                f"  {pair.first} minus {pair.second}: {formatting.points(pair.difference, 2)} "
-                f"({formatting.chance(pair.test)}, {len(pair.seeds)} seeds{between})"
+                f"  {pair.first} minus {pair.second}: {formatting.change(form, pair.difference, more=1)} "
+                f"({formatting.chance(test)}, {len(pair.seeds)} seeds{between})"
             )
-    if recipe:
-        lines += ["", f"Recipes differ in ({' | '.join(names)}):"]
-        lines += [f"  {entry.path}: {' | '.join(entry.values)}" for entry in recipe]
-    lines += [*([""] if warnings else []), *(f"Warning: {warning}" for warning in warnings)]
-    return "\n".join(lines)
+    if found.recipe:
+        lines += ["", f"Recipes differ in ({' | '.join(found.names)}):"]
+        lines += [f"  {entry.path}: {' | '.join(entry.values)}" for entry in found.recipe]
+    warned = [f"Warning: {warning}" for warning in found.warnings]
+    return "\n".join([*lines, *([""] if warned else []), *warned])

@@ -64,11 +64,11 @@ def stage_starts(run: RunData, arm: str) -> list[tuple[str, int]]:
     return starts
 
 
-def last_validation(run: RunData, metric: str = "accuracy") -> dict[Member, float]:
-    """Return member -> the last value of `metric` on the validation split."""
+def last_validation(run: RunData) -> dict[Member, float]:
+    """Return member -> the last value of the run's main measure on the validation split."""
     found: dict[Member, float] = {}
     for line in run.epochs:
-        value = line.metrics.get(metric)
+        value = line.metrics.get(run.measure.name)
         if line.split == "validation" and value is not None:
             found[line.arm, line.seed] = value
     return found

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from understudy.report.measure import Form
 from understudy.report.statistics import PairedTest, Spread
 
 NOTHING = "–"
@@ -20,9 +21,17 @@ def signed(value: float, decimals: int = 1) -> str:
     return ("+" if value > 0 else MINUS) + text
 
 
-def points(value: float, decimals: int = 1) -> str:
-    """Return a difference of fractions in percentage points, with its sign."""
-    return signed(value * 100, decimals)
+def change(form: Form, value: float, more: int = 0) -> str:
+    """Return a difference with its sign and without its unit; `more` decimals than in sentences."""
+    return signed(value * form.scale, form.decimals + more)
+
+
+def level(form: Form, found: Spread) -> str:
+    """Return "93.1 ± 0.4 %"."""
+    middle = ""
+    if found.std is not None:
+        middle = f" ± {fixed(found.std * form.scale, form.decimals)}"
+    return f"{fixed(found.mean * form.scale, form.decimals)}{middle}{form.suffix}"
 
 
 def p_value(value: float | None) -> str:
@@ -39,11 +48,20 @@ def chance(test: PairedTest | None) -> str:
     return "one seed" if test is None else p_value(test.p_value)
 
 
-def interval(test: PairedTest, decimals: int = 1) -> str:
-    """Return the confidence interval of a difference of fractions, in percentage points."""
+def interval(form: Form, test: PairedTest, more: int = 0) -> str:
+    """Return the confidence interval of a difference, written like the difference."""
     if test.low is None or test.high is None:
         return "no interval"
-    return f"{points(test.low, decimals)} to {points(test.high, decimals)}"
+    return f"{change(form, test.low, more)} to {change(form, test.high, more)}"
+
+
+def fixed(value: float, decimals: int) -> str:
+    """Return a number with so many decimals; one of a million or more, where they say nothing, as "1.07e+13"."""
+    if math.isnan(value):
+        return NOTHING
+    if math.isinf(value):
+        return "∞" if value > 0 else f"{MINUS}∞"
+    return f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def count(value: float) -> str:
@@ -112,125 +130,18 @@ class Column:
         """Return one value as text."""
         if value is None or math.isnan(value):
             return NOTHING
-        if math.isinf(value):
-            return "∞" if value > 0 else f"{MINUS}∞"
-        if self.form is not None:
-            return self.form(value)
-        return f"{value * self.scale:.{self.decimals}f}"
+        if math.isinf(value) or self.form is None:
+            return fixed(value * self.scale, self.decimals or 0)
+        return self.form(value)
 
     def deviation(self, spread: Spread | None) -> str:
         """Return "± 0.41", or "" where there is no spread to show."""
         if spread is None or spread.std is None or self.form is not None:
             return ""
-        return f"± {spread.std * self.scale:.{self.decimals}f}"
+        return f"± {fixed(spread.std * self.scale, self.decimals or 0)}"
 
     def text(self, spread: Spread | None) -> str:
         """Return "93.10 ± 0.41"."""
         if spread is None:
             return NOTHING
         return f"{self.one(spread.mean)} {self.deviation(spread)}".strip()
-
-
-QUALITY = (
-    Column(
-        "accuracy",
-        "Accuracy %",
-        "Share of test samples that are classified rightly.",
-        100,
-        2,
-        "higher",
-    ),
-    Column("macro_f1", "Macro-F1 %", "F1 score, each class counting the same.", 100, 2, "higher"),
-    Column("nll", "NLL nats", "Mean negative log-likelihood of the true class.", 1, 3, "lower"),
-    Column(
-        "ece",
-        "ECE %",
-        "Expected calibration error over 15 bins: |confidence − accuracy|.",
-        100,
-        2,
-        "lower",
-    ),
-    Column(
-        "agreement",
-        "Agreement %",
-        "Share of test samples on which the teacher answers the same.",
-        100,
-        2,
-        "higher",
-    ),
-    Column(
-        "kl", "KL nats", "KL(teacher ‖ student) at temperature 1, mean over samples.", 1, 3, "lower"
-    ),
-)
-GEOMETRY = (
-    Column(
-        "procrustes",
-        "Procrustes",
-        "Squared Procrustes distance of the embeddings to the teacher's, 0 to 2.",
-        1,
-        3,
-        "lower",
-    ),
-    Column(
-        "gram", "Gram", "Squared distance of the embeddings' Gram matrices, 0 to 2.", 1, 3, "lower"
-    ),
-    Column(
-        "cka",
-        "CKA",
-        "Linear centred kernel alignment of the embeddings, 0 to 1.",
-        1,
-        3,
-        "higher",
-    ),
-    Column(
-        "cosine_gap",
-        "Cosine gap",
-        "Mean difference of the cosines between two embeddings, over pairs of samples.",
-        1,
-        3,
-        "lower",
-    ),
-)
-COST = (
-    Column("parameters", "Parameters", "Numbers in the model.", better="lower", form=count),
-    Column(
-        "flops",
-        "FLOPs",
-        "Floating-point operations for one sample; a multiply-add counts 2.",
-        better="lower",
-        form=count,
-    ),
-    Column("bytes", "On disk", "Bytes of the exported model.", better="lower", form=size),
-    Column(
-        "latency_ms.1",
-        "ms, batch 1",
-        "Median time of a warm forward pass of one sample.",
-        1,
-        2,
-        "lower",
-    ),
-    Column(
-        "latency_ms.64",
-        "ms, batch 64",
-        "Median time of a warm forward pass of 64 samples.",
-        1,
-        2,
-        "lower",
-    ),
-)
-TRAINING = (
-    Column(
-        "train_seconds",
-        "Training time",
-        "Wall-clock time of training, mean over seeds.",
-        form=duration,
-    ),
-    Column("steps", "Steps", "Optimiser steps.", form=count),
-    Column("samples", "Samples seen", "Training samples drawn, counted each time.", form=count),
-    Column(
-        "peak_memory_bytes",
-        "Peak memory",
-        "Of the process on a CPU, of the allocator on a GPU.",
-        form=size,
-    ),
-)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from understudy.report import checks, figures, narrative, provenance
+from understudy.report.classes import class_lines
+from understudy.report.columns import columns_of
 from understudy.report.figures import Entry, Figure
-from understudy.report.formatting import COST, GEOMETRY, QUALITY, TRAINING
+from understudy.report.figures.classes import class_measure
 from understudy.report.page import lines_of, measured, render, write_page
 from understudy.report.reading import read_run
 from understudy.report.run import RunData, role_of
+from understudy.report.samples import prompts_of
 from understudy.report.statistics import Row, compare_arms, summarise
 
 
@@ -34,19 +36,20 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
 
 def render_report(run: RunData) -> str:
     """Return the report of a run as HTML."""
-    rows = summarise(run.results)
+    rows = summarise(run)
     entries = figures.entries_of(run, _all_rows(run, rows))
     done = [entry for entry in entries if entry.row.values]
+    columns = columns_of(run, rows)
     head = narrative.headline(run, rows)
     drawn: dict[str, Sequence[Figure | None]] = {
-        "results": [figures.accuracy_by_seed(done), figures.differences(done)],
+        "results": [figures.seed_by_seed(done), figures.differences(done)],
         "cost": [figures.trade_off(done), figures.calibration(done)],
         "learning": figures.learning_curves(entries),
         "terms": figures.loss_terms(entries),
         "classes": [figures.class_changes(done, run.classes)],
     }
     groups = {name: [figure for figure in group if figure] for name, group in drawn.items()}
-    pairs = compare_arms(run.results)
+    pairs = compare_arms(run)
     alerts = checks.warnings(run, rows)
     data = {
         "run": run.header,
@@ -61,6 +64,7 @@ def render_report(run: RunData) -> str:
         "report.html.j2",
         [figure for group in groups.values() for figure in group],
         data,
+        run.measure,
         title=run.name,
         run=run,
         head=head,
@@ -69,22 +73,22 @@ def render_report(run: RunData) -> str:
         missing=", ".join(map(provenance.member_name, run.missing)),
         cards=narrative.cards(run, rows),
         colours=_card_colours(entries, head.arm),
-        quality=lines_of(done, QUALITY, mark_best=True),
-        quality_columns=QUALITY,
-        geometry=lines_of(measured(done, GEOMETRY), GEOMETRY, mark_best=True),
-        geometry_columns=GEOMETRY,
+        words=run.words,
+        columns=columns,
+        quality=lines_of(done, columns.quality, mark_best=True),
+        geometry=lines_of(measured(done, columns.geometry), columns.geometry, mark_best=True),
         has_difference=any(row.difference is not None for row in rows),
         pairs=pairs,
-        costs=lines_of(done, COST),
-        cost_columns=COST,
-        budget=lines_of(done, TRAINING),
-        budget_columns=TRAINING,
-        class_lines=_class_lines(run, done),
+        costs=lines_of(done, columns.cost),
+        budget=lines_of(done, columns.training),
+        class_lines=class_lines(run, done),
+        class_noun=class_measure(run).level_noun,
+        prompts=prompts_of(run, entries),
         facts=provenance.facts(run),
         notes=narrative.notes(run),
         models=list(run.models.values()),
         members=provenance.members(run),
-        member_columns=provenance.MEMBER_COLUMNS,
+        member_columns=provenance.member_columns(run),
         environment=list(provenance.flattened(run.environment)),
         **groups,
     )
@@ -105,35 +109,9 @@ def _card_colours(entries: Sequence[Entry], chosen: str | None) -> dict[str, str
 
 
 def _kicker(run: RunData) -> list[str]:
-    facts = [str(run.header[key]) for key in ("task", "kind") if run.header.get(key)]
-    if run.classes:
-        facts.append(f"{len(run.classes)} classes")
+    facts = [text for text in (run.words.task, str(run.header.get("kind") or "")) if text]
+    if run.classes and (len(run.classes) > 1 or not run.words.language):
+        facts.append(f"{len(run.classes)} {run.words.groups}")
     if run.seeds:
         facts.append(f"{len(run.seeds)} seed{'s' * (len(run.seeds) != 1)}")
     return [*facts, *([run.started[:10]] if run.started else [])]
-
-
-def _class_lines(run: RunData, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return name, sample count and each arm's mean accuracy for every class."""
-    counts = next((result.class_count for result in run.results if result.class_count), ())
-    lines = []
-    for index, count in enumerate(counts):
-        name = run.classes[index] if index < len(run.classes) else str(index)
-        lines.append(
-            {
-                "name": name,
-                "count": count,
-                "accuracy": [_class_mean(entry, index) for entry in entries],
-            }
-        )
-    return lines
-
-
-def _class_mean(entry: Entry, index: int) -> float | None:
-    values = [
-        value
-        for result in entry.results
-        if index < len(result.class_accuracy)
-        and (value := result.class_accuracy[index]) is not None
-    ]
-    return sum(values) / len(values) if values else None

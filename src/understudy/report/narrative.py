@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from understudy.report import formatting
 from understudy.report.curves import last_validation
+from understudy.report.measure import Measure, capital
 from understudy.report.run import BASELINE, TEACHER, RunData
-from understudy.report.statistics import SIGNIFICANCE, Row, Spread, best_teacher, spread
+from understudy.report.statistics import SIGNIFICANCE, Row, best_teacher, spread
 
 
 @dataclass(frozen=True)
@@ -39,37 +40,38 @@ class Card:
 
 
 def headline(run: RunData, rows: Sequence[Row]) -> Headline:
-    """Sum the run up: the student with the best validation accuracy against baseline and teacher."""
+    """Sum the run up: the student that is best on the validation split against baseline and teacher."""
+    measure = run.measure
     by_arm = {row.arm: row for row in rows}
     row = chosen_student(run, rows)
-    accuracy = row.values.get("accuracy") if row is not None else None
-    if row is None or accuracy is None:
+    if row is None:
         done, whole = len(run.results), len(run.results) + len(run.missing)
         return Headline(
             None, "No student has a result yet.", f"{done} of {whole} results are in.", "waiting"
         )
     so_far = "So far, " if run.missing else ""
-    parts = [f"{so_far}{row.arm} student: {percent(accuracy)}"]
+    parts = [f"{so_far}{row.arm} student: {measure.named_level}{level(row, measure)}"]
     baseline = by_arm.get(BASELINE)
     if baseline is not None and row.difference is not None:
         parts[0] += (
-            f" versus {percent(baseline.values['accuracy'])} without a teacher "
-            f"({formatting.points(row.difference)} points, {_evidence(row)})"
+            f" versus {level(baseline, measure)} without a teacher "
+            f"({formatting.change(measure.change, row.difference)}{measure.change.suffix}, {_evidence(row)})"
         )
     for each in rows:
-        if each.role == "teacher" and "accuracy" in each.values:
-            parts.append(f"{_titled(each)} {percent(each.values['accuracy'])}")
-    teacher = best_teacher(rows)
+        if each.role == "teacher" and measure.level_name in each.values:
+            parts.append(f"{_titled(each)} {level(each, measure)}")
+    teacher = best_teacher(rows, measure)
     smaller = compression(teacher, row)
     if smaller:
         parts.append(smaller)
-    sentence, tone = verdict(row, baseline)
+    sentence, tone = verdict(row, baseline, measure)
     return Headline(row.arm, "; ".join(parts) + ".", sentence, tone)
 
 
 def chosen_student(run: RunData, rows: Sequence[Row]) -> Row | None:
     """Return the student arm to speak of: the best on the validation split, else the first; never by test results."""
-    students = [row for row in rows if row.role == "student" and "accuracy" in row.values]
+    measure = run.measure
+    students = [row for row in rows if row.role == "student" and measure.level_name in row.values]
     if not students:
         return None
     last = last_validation(run)
@@ -79,10 +81,13 @@ def chosen_student(run: RunData, rows: Sequence[Row]) -> Row | None:
     }
     if any(found is None for found in validation.values()):
         return students[0]
-    return max(students, key=lambda row: found.mean if (found := validation[row.arm]) else 0.0)
+    return max(
+        students,
+        key=lambda row: measure.rank(found.mean if (found := validation[row.arm]) else None),
+    )
 
 
-def verdict(row: Row, baseline: Row | None) -> tuple[str, str]:
+def verdict(row: Row, baseline: Row | None, measure: Measure) -> tuple[str, str]:
     """Return what the numbers of a student arm allow to say about it, and the tone of that."""
     if baseline is None or row.difference is None:
         return "Without a baseline, what the teacher adds cannot be said.", "unclear"
@@ -97,7 +102,7 @@ def verdict(row: Row, baseline: Row | None) -> tuple[str, str]:
             f"All {test.n} seeds show the same difference, so a t-test is not defined.",
             "unclear",
         )
-    between = f"95 % interval {formatting.interval(test)} points"
+    between = f"95 % interval {formatting.interval(measure.change, test)}{measure.change.suffix}"
     if test.p_value < SIGNIFICANCE and not test.significant:
         return f"{test.n} seeds give a hint, not more ({between}).", "unclear"
     if not test.significant:
@@ -105,7 +110,7 @@ def verdict(row: Row, baseline: Row | None) -> tuple[str, str]:
             f"With {test.n} seeds this difference cannot be told from chance ({between}).",
             "unclear",
         )
-    if test.mean > 0:
+    if measure.improves(test.mean):
         return f"The gain is more than the seeds' spread explains ({between}).", "better"
     return f"The teacher did harm here: the student is better without it ({between}).", "worse"
 
@@ -125,28 +130,37 @@ def compression(teacher: Row | None, student: Row) -> str:
 
 def cards(run: RunData, rows: Sequence[Row]) -> list[Card]:
     """Return the numbers that are shown in large type."""
+    measure = run.measure
     by_arm = {row.arm: row for row in rows}
     teachers = [row for row in rows if row.role == "teacher"]
-    teacher, baseline = best_teacher(rows), by_arm.get(BASELINE)
+    teacher, baseline = best_teacher(rows, measure), by_arm.get(BASELINE)
     student = chosen_student(run, rows)
     found = [
-        Card(title, percent(row.values["accuracy"]), _measured(row), row.role)
+        Card(title, level(row, measure), _measured(row, measure), row.role)
         for title, row in (
-            *((_titled(each)[0].upper() + _titled(each)[1:], each) for each in teachers),
+            *((capital(_titled(each)), each) for each in teachers),
             ("Baseline", baseline),
             (f"{student.arm} student" if student else "", student),
         )
-        if row is not None and "accuracy" in row.values
+        if row is not None and measure.level_name in row.values
     ]
     if student is None:
         return found
     if student.difference is not None:
-        gain = f"{formatting.points(student.difference)} points"
-        found.append(Card("Gain", gain, _evidence(student)))
-    closed = _gap_closed(teacher, baseline, student)
+        found.append(_gain(student.difference, student, measure))
+    closed = _gap_closed(teacher, baseline, student, measure)
     if closed is not None:
         found.append(Card("Gap closed", f"{closed * 100:.0f} %", _to(teachers)))
     return found + (_savings(teacher, student) if teacher is not None else [])
+
+
+def _gain(difference: float, student: Row, measure: Measure) -> Card:
+    """Return the difference to the baseline; only of what should rise it is called a gain."""
+    form = measure.change
+    text, evidence = formatting.change(form, difference), _evidence(student)
+    if measure.better == "higher":
+        return Card("Gain", f"{text}{form.suffix}", evidence)
+    return Card(f"{measure.titled} to baseline{form.heading}", text, evidence)
 
 
 def _titled(teacher: Row) -> str:
@@ -159,10 +173,9 @@ def _to(teachers: Sequence[Row]) -> str:
     return "baseline to teacher" if len(teachers) < 2 else "baseline to the best teacher"
 
 
-def percent(found: Spread) -> str:
-    """Return "93.1 ± 0.4 %"."""
-    middle = f" ± {found.std * 100:.1f}" if found.std is not None else ""
-    return f"{found.mean * 100:.1f}{middle} %"
+def level(row: Row, measure: Measure) -> str:
+    """Return what an arm is worth: "93.1 ± 0.4 %", or its perplexity; it must have been measured."""
+    return formatting.level(measure.level, row.values[measure.level_name])
 
 
 def _evidence(row: Row) -> str:
@@ -171,20 +184,22 @@ def _evidence(row: Row) -> str:
     return f"{formatting.p_value(row.test.p_value)}, {row.test.n} seeds"
 
 
-def _measured(row: Row) -> str:
-    n = row.values["accuracy"].n
+def _measured(row: Row, measure: Measure) -> str:
+    n = row.values[measure.level_name].n
     seeds = f"{n} seeds" if n > 1 else "1 seed"
     if row.role == "baseline":
         return f"no teacher, {seeds}"
-    return seeds if row.role == "student" else "test accuracy"
+    return seeds if row.role == "student" else f"test {measure.level_noun}"
 
 
-def _gap_closed(teacher: Row | None, baseline: Row | None, student: Row) -> float | None:
+def _gap_closed(
+    teacher: Row | None, baseline: Row | None, student: Row, measure: Measure
+) -> float | None:
     """Return (student - baseline) / (teacher - baseline), None unless the teacher is ahead of the baseline."""
-    top = teacher.mean("accuracy") if teacher is not None else None
-    base = baseline.mean("accuracy") if baseline is not None else None
-    own = student.mean("accuracy")
-    if top is None or base is None or own is None or top <= base:
+    top = teacher.mean(measure.name) if teacher is not None else None
+    base = baseline.mean(measure.name) if baseline is not None else None
+    own = student.mean(measure.name)
+    if top is None or base is None or own is None or not measure.improves(top - base):
         return None
     return (own - base) / (top - base)
 
@@ -210,14 +225,14 @@ def _savings(teacher: Row, student: Row) -> list[Card]:
 
 def notes(run: RunData) -> list[str]:
     """Return how the numbers came about: splits, spread, tests, what is counted."""
-    counts = run.counts
+    counts, measure, words = run.counts, run.measure, run.words
     validation, test = counts.get("validation", 0), counts.get("test")
-    on = f" ({test} samples)" if test else ""
+    on = f" ({test} {words.samples})" if test else ""
     if any(line.split != "validation" for line in run.epochs):
         first = "Training was watched on other splits than validation; see the warning above."
     elif validation:
         first = (
-            f"Whatever was chosen during training was chosen on the validation split ({validation} samples). "
+            f"Whatever was chosen during training was chosen on the validation split ({validation} {words.samples}). "
             f"The test split{on} was measured once for each member, after its training."
         )
     else:
@@ -233,13 +248,23 @@ def notes(run: RunData) -> list[str]:
     return [
         first,
         *([several] if len(run.teachers) > 1 else []),
-        "The headline speaks of the student arm with the best last validation accuracy, which need "
+        f"The headline speaks of the student arm with the best last validation {measure.level_noun}, which need "
         "not be the best on the test split.",
         "± is the sample standard deviation over seeds (n − 1). Bands in the learning curves reach "
         "from the least to the greatest seed.",
         "Differences are paired: an arm minus the baseline with the same seed. p is from a two-sided "
         "paired t-test and is not corrected for the number of arms; few seeds make a weak test.",
+        *([] if measure.name == measure.level_name else [_same_thing(measure)]),
         "The baseline is the same student, trained without the teacher.",
-        "FLOPs are counted by PyTorch for one sample, a multiply-add as two. Latency is the median of warm forward "
-        "passes on the machine below.",
+        f"FLOPs are counted by PyTorch for one {words.pass_of}, a multiply-add as two. Latency is the median of warm "
+        "forward passes on the machine below.",
     ]
+
+
+def _same_thing(measure: Measure) -> str:
+    """Return why differences are not in the unit of what is shown."""
+    return (
+        f"Differences, their tests and the closed gap are of the {measure.noun} ({measure.change.unit}), whose "
+        f"exponential is the {measure.level_noun}: a difference of −0.10 is a {measure.level_noun} about 10 % lower. "
+        f"{capital(measure.better)} is better."
+    )

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from understudy.errors import RunDirectoryError
 from understudy.report import formatting
 from understudy.report.figures import Entry, Figure
 from understudy.report.formatting import Column
+from understudy.report.measure import Measure
 from understudy.report.run import Role
 from understudy.report.statistics import PairedTest, Row
 
@@ -83,13 +84,16 @@ def page_data(value: Any) -> Any:
     return value
 
 
-def render(template: str, figures: Sequence[Figure], data: Any, **values: Any) -> str:
+def render(
+    template: str, figures: Sequence[Figure], data: Any, measure: Measure, **values: Any
+) -> str:
     """Fill a template.
 
     Args:
         template: file name in `templates/`.
         figures: what the page's script draws.
         data: what the page shows, embedded as JSON under the id `data`.
+        measure: the main measure, by which differences are written.
         values: what the template needs besides.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -103,7 +107,11 @@ def render(template: str, figures: Sequence[Figure], data: Any, **values: Any) -
     )
     environment.filters["together"] = _together
     environment.globals.update(
-        points=formatting.points, chance=formatting.chance, interval=formatting.interval, tone=_tone
+        measure=measure,
+        change=partial(formatting.change, measure.change, more=1),
+        chance=formatting.chance,
+        interval=partial(formatting.interval, measure.change, more=1),
+        tone=partial(_tone, measure),
     )
     return environment.get_template(template).render(
         figures={figure.id: figure for figure in figures},
@@ -160,11 +168,11 @@ def _drawn(figure: Figure) -> dict[str, Any]:
     return {name: whole[name] for name in ("id", "data", "layout", "choices")}
 
 
-def _tone(test: PairedTest | None) -> str:
+def _tone(measure: Measure, test: PairedTest | None) -> str:
     """Return the style of a difference: only one that chance hardly explains gets a colour."""
     if test is None or not test.significant:
         return ""
-    return "up" if test.mean > 0 else "down"
+    return "up" if measure.improves(test.mean) else "down"
 
 
 def _version() -> str:
@@ -176,7 +184,7 @@ def _version() -> str:
 
 def _together(text: str) -> str:
     """Keep numbers and their units on one line."""
-    for sign in (" ± ", " %", " points", " = ", " seeds"):
+    for sign in (" ± ", " %", " points", " nats", " = ", " seeds"):
         text = text.replace(sign, sign.replace(" ", "\u00a0"))
     return text
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from understudy.errors import RunDirectoryError
+from understudy.report.measure import measure_of
 from understudy.report.run import (
     EpochLine,
     Member,
@@ -16,6 +18,7 @@ from understudy.report.run import (
     Result,
     RunData,
     StepLine,
+    Written,
     parse_recipe,
 )
 
@@ -47,6 +50,24 @@ def read_run(folder: str | Path) -> RunData:
     if metrics.is_file():
         _read_metrics(run, metrics)
     return run
+
+
+def read_header(folder: str | Path) -> dict[str, Any]:
+    """Return the `run` line of a run directory, without reading the rest.
+
+    Raises:
+        RunDirectoryError: there is none; names the file.
+    """
+    path = Path(folder) / "metrics.jsonl"
+    try:
+        with path.open(encoding="utf-8") as file:
+            for text in file:
+                line = json.loads(text) if text.strip() else {}
+                if line.get("event") == "run":
+                    return dict(line)
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"'{path}' cannot be read: {error}.") from error
+    raise RunDirectoryError(f"'{path}' has no line that says what was run.")
 
 
 def _read_metrics(run: RunData, path: Path) -> None:
@@ -84,6 +105,7 @@ class _LineReader:
         self.run.ended = moment or self.run.ended
         event = line["event"]
         if event == "run":
+            measure_of(line)  # One that cannot be understood is an error of this line.
             self.run.header = dict(line)
         elif event == "model":
             parameters = line.get("parameters")
@@ -116,27 +138,45 @@ class _LineReader:
                     epoch=int(line["epoch"]),
                     position=self._position(line),
                     split=str(line["split"]),
-                    metrics=dict(line["metrics"]),
+                    metrics=self._metrics(line),
                     elapsed=line.get("elapsed"),
                 )
             )
         elif event == "result":
-            per_class = line.get("per_class") or {}
+            per_class = dict(line.get("per_class") or {})
+            counts = per_class.pop("count", None) or ()
             self.results[line["arm"], line["seed"]] = Result(
                 arm=str(line["arm"]),
                 seed=line["seed"],
                 split=str(line["split"]),
-                metrics=dict(line["metrics"]),
+                metrics=self._metrics(line),
                 cost=dict(line.get("cost") or {}),
-                class_accuracy=tuple(per_class.get("accuracy") or ()),
-                class_count=tuple(per_class.get("count") or ()),
+                per_class={name: tuple(values or ()) for name, values in per_class.items()},
+                class_count=tuple(counts),
                 calibration=line.get("calibration"),
+            )
+        elif event == "samples":
+            self.run.samples[line["arm"], line["seed"]] = tuple(
+                Written(
+                    id=int(sample["id"]),
+                    prompt=str(sample["prompt"]),
+                    reference=None if sample.get("reference") is None else str(sample["reference"]),
+                    text=str(sample["text"]),
+                )
+                for sample in line["samples"]
             )
         elif event == "member":
             member: Member = (line["arm"], line["seed"])
             self.run.states[member] = str(line["state"])
             if line["state"] == "resumed":
                 self.run.resumed[member] = self.run.resumed.get(member, 0) + 1
+
+    def _metrics(self, line: Mapping[str, Any]) -> dict[str, float | None]:
+        """Return the metrics of a line; those of a language task have the perplexity, which is exp(nll)."""
+        found = dict(line["metrics"])
+        if self.run.words.language and found.get("nll") is not None:
+            found.setdefault("perplexity", _exponential(found["nll"]))
+        return found
 
     def _position(self, line: Mapping[str, Any]) -> int:
         """Return the step since the member began, also where each stage counts from the start again."""
@@ -148,6 +188,13 @@ class _LineReader:
             offset = last
         self._places[place] = (offset, offset + step)
         return offset + step
+
+
+def _exponential(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def _load_json(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from understudy.errors import RunDirectoryError
+from understudy.report.measure import Measure, Words, measure_of, words_of
 
 TEACHER = "teacher"
 BASELINE = "baseline"
@@ -57,14 +58,17 @@ class EpochLine:
 
 @dataclass(frozen=True)
 class Result:
-    """One `result` line: what a member is worth on the test split, and what it cost."""
+    """One `result` line: what a member is worth on the test split, and what it cost.
+
+    `per_class` is metric -> its value for each class (domain of a language task), None where there is none.
+    """
 
     arm: str
     seed: int | None
     split: str
     metrics: Mapping[str, float | None]
     cost: Mapping[str, Any]
-    class_accuracy: tuple[float | None, ...] = ()
+    per_class: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     class_count: tuple[int, ...] = ()
     calibration: Mapping[str, Any] | None = None
 
@@ -76,6 +80,16 @@ class Result:
         for part in key.split("."):
             found = found.get(part) if isinstance(found, Mapping) else None
         return None if found is None else float(found)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a finished member wrote after a prompt; the reference is what the data has there, if anything."""
+
+    id: int
+    prompt: str
+    reference: str | None
+    text: str
 
 
 @dataclass
@@ -91,6 +105,7 @@ class RunData:
         environment: `environment.json`.
         models: role -> facts.
         steps, epochs, results: the lines of that kind, in order; results one per member, the last counts.
+        samples: member -> what it wrote after its training, the last line counts.
         states: member -> "started", "finished" or "resumed", the last that was said.
         resumed: member -> how often it was resumed.
         started, ended: time of the first and of the last line.
@@ -106,6 +121,7 @@ class RunData:
     steps: list[StepLine] = field(default_factory=list)
     epochs: list[EpochLine] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
+    samples: dict[Member, tuple[Written, ...]] = field(default_factory=dict)
     states: dict[Member, str] = field(default_factory=dict)
     resumed: dict[Member, int] = field(default_factory=dict)
     started: str = ""
@@ -119,8 +135,24 @@ class RunData:
         return str(self.header.get("name") or self.folder.resolve().name)
 
     @property
+    def measure(self) -> Measure:
+        """The quantity by which members are compared and chosen."""
+        return measure_of(self.header)
+
+    @property
+    def words(self) -> Words:
+        """What things are called in the run's task."""
+        return words_of(self.header)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens a language task predicts among; None where the run does not say."""
+        found = self.header.get("vocabulary")
+        return None if found is None else int(found)
+
+    @property
     def classes(self) -> list[str]:
-        """Class names in label order."""
+        """Class names in label order; of a language task the names of the domains."""
         return [str(name) for name in self.header.get("classes") or []]
 
     @property

@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from understudy.report.run import BASELINE, Result, Role, role_of
+from understudy.report.measure import Measure
+from understudy.report.run import BASELINE, Result, Role, RunData, role_of
 
 METRICS = (
     "accuracy",
@@ -20,6 +21,10 @@ METRICS = (
     "gram",
     "cka",
     "cosine_gap",
+    "perplexity",
+    "bits_per_byte",
+    "exact_match",
+    "rouge_l",
 )
 COSTS = (
     "parameters",
@@ -31,6 +36,7 @@ COSTS = (
     "peak_memory_bytes",
     "steps",
     "samples",
+    "tokens",
 )
 SIGNIFICANCE = 0.05
 FEWEST_PAIRS = 3
@@ -93,7 +99,8 @@ class Row:
         role: teacher, baseline or student.
         seeds: the seeds that have a result.
         values: name of a metric or cost -> spread over the seeds that have it.
-        difference: mean accuracy minus the baseline's on the seeds both have; None for teacher and baseline.
+        difference: the run's main measure minus the baseline's, mean over the seeds both have; None for teacher and
+            baseline.
         test: the paired test of that difference; None with fewer than two shared seeds.
     """
 
@@ -158,7 +165,7 @@ def paired_test(first: Mapping[int, float], second: Mapping[int, float]) -> Pair
     return PairedTest(n, mean, std, mean - half, mean + half, p_value)
 
 
-def by_seed(results: Iterable[Result], arm: str, key: str = "accuracy") -> dict[int, float]:
+def by_seed(results: Iterable[Result], arm: str, key: str) -> dict[int, float]:
     """Return seed -> value of one quantity of one arm, where it was measured."""
     return {
         result.seed: value
@@ -169,29 +176,29 @@ def by_seed(results: Iterable[Result], arm: str, key: str = "accuracy") -> dict[
     }
 
 
-def summarise(results: Sequence[Result]) -> list[Row]:
+def summarise(run: RunData) -> list[Row]:
     """Return one row for each arm that has results: the teachers, the baseline, then the others in their order."""
-    arms = [result.arm for result in results]
+    arms = [result.arm for result in run.results]
     teachers = [arm for arm in arms if role_of(arm) == "teacher"]
     order = dict.fromkeys([*teachers, BASELINE, *arms])
     rows = []
     for arm in order:
-        own = [result for result in results if result.arm == arm]
-        own.sort(key=lambda result: -1 if result.seed is None else result.seed)
+        own = run.of_arm(arm)
         if own:
-            rows.append(_row(arm, own, results))
+            rows.append(_row(arm, own, run))
     return rows
 
 
-def best_teacher(rows: Sequence[Row]) -> Row | None:
-    """Return the teacher with the highest accuracy, the first one where none has any; None without a teacher."""
+def best_teacher(rows: Sequence[Row], measure: Measure) -> Row | None:
+    """Return the teacher that is best by the measure, the first one where none has any; None without a teacher."""
     teachers = [row for row in rows if row.role == "teacher"]
-    return max(teachers, key=lambda row: row.mean("accuracy") or 0.0, default=None)
+    return max(teachers, key=lambda row: measure.rank(row.mean(measure.name)), default=None)
 
 
-def compare_arms(results: Sequence[Result], key: str = "accuracy") -> list[Pair]:
+def compare_arms(run: RunData) -> list[Pair]:
     """Return the paired comparison of every two arms (teacher aside) that share seeds; later minus earlier arm."""
-    arms = [row.arm for row in summarise(results) if row.role != "teacher"]
+    results, key = run.results, run.measure.name
+    arms = [row.arm for row in summarise(run) if row.role != "teacher"]
     pairs = []
     for index, second in enumerate(arms):
         for first in arms[index + 1 :]:
@@ -215,9 +222,9 @@ def compare_values(
     return Pair(first, second, tuple(shared), difference.mean, test)
 
 
-def _row(arm: str, own: Sequence[Result], results: Sequence[Result]) -> Row:
-    values = {}
-    for key in (*METRICS, *COSTS):
+def _row(arm: str, own: Sequence[Result], run: RunData) -> Row:
+    values, main = {}, run.measure.name
+    for key in dict.fromkeys((*METRICS, main, *COSTS)):
         found = spread(value for result in own if (value := result.value(key)) is not None)
         if found is not None:
             values[key] = found
@@ -225,7 +232,8 @@ def _row(arm: str, own: Sequence[Result], results: Sequence[Result]) -> Row:
     role = role_of(arm)
     if role != "student":
         return Row(arm, role, seeds, values)
-    pair = compare_values(arm, by_seed(results, arm), BASELINE, by_seed(results, BASELINE))
+    base = by_seed(run.results, BASELINE, main)
+    pair = compare_values(arm, by_seed(run.results, arm, main), BASELINE, base)
     if pair is None:
         return Row(arm, role, seeds, values)
     return Row(arm, role, seeds, values, pair.difference, pair.test)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from understudy.report import formatting
-from understudy.report.formatting import COST, NOTHING, QUALITY, TRAINING, Column
+from understudy.report.columns import columns_of
+from understudy.report.formatting import NOTHING, Column
+from understudy.report.measure import Measure
 from understudy.report.run import RunData
 from understudy.report.statistics import Row, summarise
 
@@ -18,22 +20,24 @@ DIFFERENCE = "vs baseline"
 
 def table(run: RunData) -> Table:
     """Return quality and cost of every arm as one rich table; wide, some 200 columns with all measures."""
-    return rich_table(labelled(summarise(run.results)), (*QUALITY, *COST, TRAINING[0]), run.name)
+    rows = summarise(run)
+    return rich_table(labelled(rows), columns_of(run, rows).table, run.measure, run.name)
 
 
 def tables(run: RunData, width: int) -> list[Table]:
     """Return the same in as many tables as a terminal of `width` columns needs, each with all arms."""
-    rows = labelled(summarise(run.results))
+    summary = summarise(run)
+    rows, measure = labelled(summary), run.measure
     found: list[Table] = []
-    pending = list((*QUALITY, *COST, TRAINING[0]))
+    pending = list(columns_of(run, summary).table)
     while pending:
         title = run.name if not found else ""
         count = len(pending)
-        shown = rich_table(rows, pending, title)
+        shown = rich_table(rows, pending, measure, title)
         # At least one column a table, even where the terminal is too narrow for it.
         while count > 1 and _natural_width(shown) > width:
             count -= 1
-            shown = rich_table(rows, pending[:count], title)
+            shown = rich_table(rows, pending[:count], measure, title)
         found.append(shown)
         pending = pending[count:]
     return found
@@ -41,7 +45,8 @@ def tables(run: RunData, width: int) -> list[Table]:
 
 def plain_lines(run: RunData) -> list[str]:
     """Return the same as `table` in aligned plain text, the heading first."""
-    return text_lines(labelled(summarise(run.results)), (*QUALITY, *COST, TRAINING[0]))
+    rows = summarise(run)
+    return text_lines(labelled(rows), columns_of(run, rows).table, run.measure)
 
 
 def labelled(rows: Sequence[Row]) -> list[tuple[str, Row]]:
@@ -49,7 +54,9 @@ def labelled(rows: Sequence[Row]) -> list[tuple[str, Row]]:
     return [(row.arm, row) for row in rows]
 
 
-def rich_table(rows: Sequence[tuple[str, Row]], columns: Sequence[Column], title: str) -> Table:
+def rich_table(
+    rows: Sequence[tuple[str, Row]], columns: Sequence[Column], measure: Measure, title: str
+) -> Table:
     """Return labelled rows as a rich table with a role for each."""
     from rich import box
     from rich.markup import escape
@@ -59,7 +66,7 @@ def rich_table(rows: Sequence[tuple[str, Row]], columns: Sequence[Column], title
     shown = Table(
         title=escape(title) or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
     )
-    heading, *lines = cells_of(rows, columns)
+    heading, *lines = cells_of(rows, columns, measure)
     for index, text in enumerate(heading):
         shown.add_column(escape(text), justify="left" if index < 2 else "right", no_wrap=True)
     for line, (_, row) in zip(lines, rows, strict=True):
@@ -73,9 +80,11 @@ def rich_table(rows: Sequence[tuple[str, Row]], columns: Sequence[Column], title
     return shown
 
 
-def text_lines(rows: Sequence[tuple[str, Row]], columns: Sequence[Column]) -> list[str]:
+def text_lines(
+    rows: Sequence[tuple[str, Row]], columns: Sequence[Column], measure: Measure
+) -> list[str]:
     """Return labelled rows as aligned plain text."""
-    grid = cells_of(rows, columns)
+    grid = cells_of(rows, columns, measure)
     widths = [max(len(line[index]) for line in grid) for index in range(len(grid[0]))]
     return [
         "  ".join(
@@ -86,33 +95,38 @@ def text_lines(rows: Sequence[tuple[str, Row]], columns: Sequence[Column]) -> li
     ]
 
 
-def cells_of(rows: Sequence[tuple[str, Row]], columns: Sequence[Column]) -> list[list[str]]:
-    """Return heading and cells as text; columns in which nothing was measured are left out."""
+def cells_of(
+    rows: Sequence[tuple[str, Row]], columns: Sequence[Column], measure: Measure
+) -> list[list[str]]:
+    """Return heading and cells as text; columns in which nothing was measured are left out.
+
+    The difference to the baseline stands behind the main measure.
+    """
     used = [column for column in columns if any(column.key in row.values for _, row in rows)]
-    compared = any(row.difference is not None for _, row in rows) and "accuracy" in [
+    compared = any(row.difference is not None for _, row in rows) and measure.name in [
         column.key for column in used
     ]
     heading = ["arm", "role"]
     for column in used:
         heading.append(column.title)
-        if compared and column.key == "accuracy":
+        if compared and column.key == measure.name:
             heading.append(DIFFERENCE)
     grid = [heading]
     for label, row in rows:
         line = [label, row.role]
         for column in used:
             line.append(column.text(row.values.get(column.key)))
-            if compared and column.key == "accuracy":
-                line.append(difference_text(row))
+            if compared and column.key == measure.name:
+                line.append(difference_text(row, measure))
         grid.append(line)
     return grid
 
 
-def difference_text(row: Row) -> str:
+def difference_text(row: Row, measure: Measure) -> str:
     """Return "+5.10 (p = 0.012)"."""
     if row.difference is None:
         return NOTHING
-    return f"{formatting.points(row.difference, 2)} ({formatting.chance(row.test)})"
+    return f"{formatting.change(measure.change, row.difference, more=1)} ({formatting.chance(row.test)})"
 
 
 def _natural_width(shown: Table) -> int:

@@ -12,17 +12,18 @@ from understudy import objectives
 from understudy.data.batch import Batch
 from understudy.errors import TrainingError
 from understudy.models.outputs import Outputs, call, logits_of
+from understudy.tasks.task import Measure, Task
 
 
-class Classification:
+class Classification(Task):
     """What a batch means when every sample belongs to one class."""
 
     name = "classification"
+    measure = Measure("accuracy", "higher")
 
     def forward(self, module: nn.Module, batch: Batch, role: str) -> Outputs:
         """Run the model of `role` on the batch."""
-        raw = call(module, batch.inputs[role])
-        return Outputs(logits=logits_of(raw))
+        return Outputs(logits=logits_of(call(module, batch.inputs[role])))
 
     def forward_tapped(
         self, tapped: Callable[..., tuple[Any, dict[str, torch.Tensor]]], batch: Batch, role: str
@@ -30,6 +31,10 @@ class Classification:
         """Run a `Tapped` model (or a compiled one) on the batch; one that stops before its end gives no logits."""
         raw, features = call(tapped, batch.inputs[role])
         return Outputs(logits=None if raw is None else logits_of(raw), features=features)
+
+    def labels(self, batch: Batch) -> torch.Tensor | None:
+        """Return the batch's labels."""
+        return batch.labels
 
     def supervised_loss(
         self, outputs: Outputs, batch: Batch, *, label_smoothing: float = 0.0

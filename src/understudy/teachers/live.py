@@ -11,8 +11,8 @@ from torch import nn
 from understudy.data.batch import Batch
 from understudy.errors import TrainingError
 from understudy.models.outputs import Outputs
-from understudy.models.taps import Stop, Tapped
-from understudy.tasks.classification import Classification
+from understudy.models.taps import Stop
+from understudy.tasks import Task
 
 
 class LiveTeacher:
@@ -41,7 +41,7 @@ class LiveTeacher:
         module: nn.Module,
         *,
         role: str,
-        task: Classification,
+        task: Task,
         taps: Iterable[str],
         copied: Iterable[str],
         precision: Callable[[], AbstractContextManager[object]],
@@ -53,7 +53,7 @@ class LiveTeacher:
         self._task, self.precision = task, precision
         self._flags = {part: part.training for part in module.modules()}
         module.eval()
-        self.tapped = Tapped(module, taps, copied, stop)
+        self.tapped = task.tapped(module, taps, copied, stop)
         self._run = torch.compile(self.tapped) if compile else self.tapped
 
     def targets(self, batch: Batch) -> Outputs:
@@ -76,6 +76,7 @@ class StoppedOutputs(Outputs):
         """Keep the features."""
         self._stop = stop
         self.features, self.top_k = features, None
+        self.hidden = self.head = None
 
     def tensors(self) -> list[torch.Tensor]:
         """Return the features."""

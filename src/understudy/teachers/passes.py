@@ -19,7 +19,7 @@ from understudy.data.views import Views
 from understudy.models.model import Model
 from understudy.models.outputs import Outputs, call
 from understudy.models.taps import probe_taps, unchanged
-from understudy.tasks.classification import Classification
+from understudy.tasks import Task
 from understudy.teachers.live import LiveTeacher
 from understudy.teachers.readings import LOGITS, Reading, only
 
@@ -47,7 +47,7 @@ class Pass:
     split: Split
     teachers: Mapping[str, Model]
     classes: int
-    task: Classification
+    task: Task
     device: torch.device
     batch_size: int
     workers: int | Literal["auto"] = 0

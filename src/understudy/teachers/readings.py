@@ -12,6 +12,7 @@ from torch.nn import functional
 from understudy.data.batch import Batch
 from understudy.errors import ModelError, UnderstudyError, unknown_name
 from understudy.models.outputs import Outputs
+from understudy.models.tokens import Tokens
 
 LOGITS = "<logits>"
 """The tap that means what the whole model gives."""
@@ -160,8 +161,10 @@ class Seen:
         return values
 
     def _mask(self, role: str, tokens: int) -> torch.Tensor | None:
-        """Return bool [B, T]: the tokens that are no padding; None when the model takes no attention mask."""
+        """Return bool [B, T]: the tokens that count, which padding does not; None when the model does not tell."""
         inputs = self.batch.inputs[role]
+        if isinstance(inputs, Tokens):
+            return inputs.mask if inputs.mask.shape == (len(self.batch), tokens) else None
         mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
         if not isinstance(mask, torch.Tensor) or mask.shape != (len(self.batch), tokens):
             return None

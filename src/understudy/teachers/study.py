@@ -20,7 +20,7 @@ from understudy.data.views import Views
 from understudy.errors import UnderstudyError
 from understudy.models.model import Model
 from understudy.models.outputs import Outputs
-from understudy.tasks.classification import Classification
+from understudy.tasks import Task
 from understudy.teachers.accumulating import Statistic
 from understudy.teachers.artefacts import Artefacts, Key
 from understudy.teachers.clustering import Backend, kmeans, resolve
@@ -64,7 +64,7 @@ class Study:
     split: Split
     teachers: Mapping[str, Model]
     classes: tuple[str, ...]
-    task: Classification
+    task: Task
     device: torch.device
     views: Views
     folder: Path | None = None

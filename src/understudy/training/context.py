@@ -19,12 +19,12 @@ from understudy.data.order import SampleOrder
 from understudy.data.source import Split
 from understudy.data.views import Views
 from understudy.errors import PreflightError, UnderstudyError, UnknownName
+from understudy.evaluation.assessment import Answers, Assessment, assessment_of
 from understudy.evaluation.geometry import SAMPLES
-from understudy.evaluation.predictions import Predictions, predict
 from understudy.methods import Method
 from understudy.methods.wiring import Side
 from understudy.models.model import Model
-from understudy.models.taps import unchanged
+from understudy.tasks import LanguageModelling
 from understudy.teachers.listening import heard
 from understudy.teachers.passes import Pass
 from understudy.teachers.readings import Reading, Seen
@@ -41,6 +41,8 @@ from understudy.training.stage_run import Earlier, StageRun
 from understudy.training.stored_side import refuse_changed_inputs, stored_example
 
 logger = logging.getLogger("understudy")
+JUDGED = 2000
+"""Training samples that a teacher is judged by where there is no validation split."""
 EXAMPLE_SIZE = 8
 """Samples in the batch that shapes are measured on: enough for batch statistics, few enough to cost nothing."""
 
@@ -82,7 +84,7 @@ class Context:
         world: this process among its peers.
         directory: where results go; None when nothing is written (a plan).
         precision: how models run; decided once per run.
-        teacher_predictions: teacher name -> its predictions on the test split, once there are any.
+        teacher_predictions: teacher name -> its answers on the test split, once there are any.
         teacher_embeddings: teacher name -> its embeddings of the first test samples, once there are any (see
             `embeddings`).
     """
@@ -92,7 +94,7 @@ class Context:
     world: World
     directory: RunDirectory | None = None
     precision: Precision = field(default_factory=Precision)
-    teacher_predictions: dict[str, Predictions] = field(default_factory=dict)
+    teacher_predictions: dict[str, Answers] = field(default_factory=dict)
     teacher_embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
     _loaders: dict[tuple[int, str], EvaluationLoader] = field(default_factory=dict)
     _stores: list[Store] = field(default_factory=list)
@@ -101,6 +103,12 @@ class Context:
     def classes(self) -> tuple[str, ...]:
         """Class names in label order."""
         return self.experiment.data.source.classes
+
+    def outputs(self, model: Model) -> int:
+        """Return how many logits of a model mean something: classes, or the tokens of its vocabulary."""
+        if isinstance(self.experiment.task, LanguageModelling):
+            return int(model.preprocess.vocabulary)  # type: ignore[attr-defined]
+        return len(self.classes)
 
     @property
     def batch_size(self) -> int:
@@ -160,6 +168,7 @@ class Context:
         """
         settings, given = self.experiment.settings, self.experiment.teachers
         teachers = by_name(teacher)
+        self._refuse_other_tasks(stage)
         using = [method for method in stage.active_methods if method.uses_teacher]
         if using and not teachers:
             names = ", ".join(method.name for method in using)
@@ -214,7 +223,7 @@ class Context:
             else self.example(split, everyone),
             steps_per_epoch=self.steps_per_epoch,
             task=self.experiment.task,
-            classes=len(self.classes),
+            classes=self.outputs(student),
             seed=seeding.derive(seed, "stage", number),
             precision=self.precision,
             world=self.world,
@@ -254,19 +263,28 @@ class Context:
         )
         return next(iter(loader))
 
-    def predictions(self, model: Model, module: nn.Module, split: Split) -> Predictions:
+    @property
+    def assessment(self) -> Assessment[Any]:
+        """How answers are measured."""
+        return assessment_of(self.experiment.task)
+
+    def scored(self, split: Split) -> Split:
+        """Return the samples of a split that models can be measured by: those with a label, where labels are given."""
+        if self.experiment.task.labels_itself:
+            return split
+        return split.subset(split.labelled)
+
+    def predictions(self, model: Model, module: nn.Module, split: Split) -> Answers:
         """Run a module, with a model's preprocessing, over a split in evaluation mode and float32."""
         loader = self._evaluation_loader(model, split)
         flags = {part: part.training for part in module.modules()}
         module.eval()
-
-        def logits(batch: Batch) -> torch.Tensor:
-            given = self.experiment.task.forward(module, batch, "student").logits
-            assert given is not None
-            return given
-
+        task = self.experiment.task
         try:
-            return predict(logits, loader)
+            found: Answers = self.assessment.collect(
+                lambda batch: task.forward(module, batch, "student"), loader
+            )
+            return found
         finally:
             for part, training in flags.items():
                 part.training = training
@@ -317,10 +335,11 @@ class Context:
     def selection_split(self) -> tuple[str, Split | None]:
         """Return what a teacher is judged by, and its name: the validation split, or labelled training samples."""
         validation, train = self.splits.validation, self.splits.teacher_train
-        if validation is not None and len(validation.labelled):
+        if validation is not None and len(self.scored(validation)):
             return "validation", validation
-        if len(train.labelled):
-            return "training", train.subset(train.labelled[:2000])
+        scored = self.scored(train)
+        if len(scored):
+            return "training", scored.subset(torch.arange(min(JUDGED, len(scored))))
         return "none", None
 
     def close(self) -> None:
@@ -346,25 +365,26 @@ class Context:
             )
         return self._loaders[key]
 
-    def measure_classes(
-        self, student: Model, teachers: Teachers
-    ) -> dict[str, tuple[Model | StoredModel, int | None]]:
-        """Run an example through each model; return role -> (model, number of its logits)."""
-        found: dict[str, tuple[Model | StoredModel, int | None]] = {}
-        everyone: Mapping[str, Model | StoredModel] = {"student": student, **teachers}
-        for role, model in everyone.items():
-            if isinstance(model, StoredModel):
-                found[role] = (model, model.width)
-                continue
-            batch = self.example(self.splits.train, {"student": model.preprocess}, size=2)
-            with unchanged(model.module), torch.no_grad():
-                model.module.eval()
-                logits = self.experiment.task.forward(model.module, batch, "student").logits
-            found[role] = (model, None if logits is None else int(logits.shape[-1]))
-        return found
+    def _refuse_other_tasks(self, stage: Stage) -> None:
+        """Refuse methods for language models on anything else, and those that classify samples on them."""
+        task = self.experiment.task
+        for method in stage.active_methods:
+            if isinstance(task, LanguageModelling):
+                if method.needs_classes:
+                    raise PreflightError(
+                        f"Stage '{stage.name}' uses {method.name}, which needs one answer for every sample, and a "
+                        f"language model (task: {task.name}) gives one for every token."
+                    )
+            elif method.needs_tokens:
+                raise PreflightError(
+                    f"Stage '{stage.name}' uses {method.name}, which is for language models, and the task is "
+                    f"{task.name}. Set `task: causal_lm` (or masked_lm, seq2seq) for those."
+                )
 
     def _learns_from_labels_only(self, split: Split, stage: Stage) -> bool:
         """Tell whether every method of a stage needs labels; refuse a stage that needs labels and has none."""
+        if self.experiment.task.labels_itself:
+            return False
         needing = [method.name for method in stage.active_methods if method.needs_labels]
         if needing and not len(split.labelled):
             raise PreflightError(

@@ -10,7 +10,7 @@ from understudy.data.source import Source
 from understudy.data.views import Mixing, Transform
 from understudy.errors import TrainingError
 from understudy.models.model import Model
-from understudy.tasks.classification import Classification
+from understudy.tasks import Classification, Task
 from understudy.teachers.listening import RESERVED
 from understudy.teachers.store.settings import StoreSettings
 from understudy.training.settings import Settings
@@ -87,7 +87,7 @@ class Experiment:
     teacher: ExperimentTeacher | None
     arms: Mapping[str, Callable[[], list[Stage]]]
     settings: Settings
-    task: Classification = field(default_factory=Classification)
+    task: Task = field(default_factory=Classification)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     teachers: Mapping[str, ExperimentTeacher] = field(default_factory=dict)
 

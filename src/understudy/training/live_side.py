@@ -8,7 +8,7 @@ from understudy.methods import Method
 from understudy.methods.wiring import Side
 from understudy.models.outputs import call
 from understudy.models.stopping import find_stop
-from understudy.tasks.classification import Classification
+from understudy.tasks import Task
 from understudy.teachers.live import LiveTeacher
 from understudy.teachers.quantized import quantized
 from understudy.training.precision import Precision
@@ -18,7 +18,7 @@ def live_teacher(
     side: Side,
     methods: Sequence[Method],
     *,
-    task: Classification,
+    task: Task,
     precision: Precision,
     compile: bool,
     own: str | None,

@@ -41,7 +41,7 @@ def train(
     run.train_mode()
     end = run.step if run.stopped_early else run.total_steps
     for parts in run.loader.steps(run.step, end):
-        run.optimizer.zero_grad(set_to_none=True)
+        run.drop_gradients()
         terms: dict[str, torch.Tensor] = {}
         for part, shares, context in run.plan_parts(parts):
             with context:
@@ -51,8 +51,8 @@ def train(
             for name, value in {**found, "loss": loss.detach()}.items():
                 terms[name] = terms[name] + value if name in terms else value
         norm = run.clip()
+        run.rate.set(run.step)
         run.optimizer.step()
-        run.scheduler.step()
         run.module.after_step()
         run.averaging.after_step()
         run.step += 1

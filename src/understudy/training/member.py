@@ -14,20 +14,11 @@ import torch
 from understudy.data.source import Split
 from understudy.errors import ModelError, TrainingError
 from understudy.evaluation import cost, geometry
-from understudy.evaluation.classification import (
-    accuracy,
-    classification_metrics,
-    nll,
-    per_class,
-    reliability,
-)
-from understudy.evaluation.fidelity import fidelity_metrics
+from understudy.evaluation.assessment import Answers
 from understudy.evaluation.memory import PeakMemory
-from understudy.evaluation.predictions import Predictions
 from understudy.models import saved
 from understudy.models.model import Model, fingerprint
 from understudy.models.surgery import fold_heads, operate
-from understudy.teachers.listening import averaged
 from understudy.teachers.stored import StoredModel
 from understudy.training.checkpoint import Checkpoints
 from understudy.training.context import Context, Teachers
@@ -194,7 +185,7 @@ class Member:
             predictions = self.context.predictions(student, module, split)
         except ModelError as error:
             raise TrainingError(f"{error} {self._last_checkpoint()}") from error
-        metrics = {"accuracy": accuracy(predictions), "nll": nll(predictions)}
+        metrics = self.context.assessment.validation(predictions)
         self._record(
             "epoch",
             stage=run.stage.name,
@@ -205,14 +196,13 @@ class Member:
             elapsed=self._seconds,
         )
         logger.info(
-            "%s seed %d | %s epoch %d of %d | validation accuracy %.4f, nll %.4f",
+            "%s seed %d | %s epoch %d of %d | validation %s",
             self.arm,
             self.seed,
             run.stage.name,
             run.epoch,
             math.ceil(run.total_steps / run.steps_per_epoch),
-            metrics["accuracy"],
-            metrics["nll"],
+            ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()),
         )
         if stopping is None:
             return False
@@ -233,7 +223,7 @@ class Member:
         heard: Sequence[str] = (),
         teacher: str | None = None,
         classifies: bool = True,
-    ) -> Predictions:
+    ) -> Answers:
         """Evaluate on the test split, save the student and write the result; drop the checkpoints.
 
         Args:
@@ -246,7 +236,8 @@ class Member:
         # What is measured is what is deployed.
         fold_heads(student.module)
         predictions = self.context.predictions(student, student.module, self.context.splits.test)
-        metrics: dict[str, float | None] = dict(classification_metrics(predictions))
+        assessment = self.context.assessment
+        metrics: dict[str, float | None] = dict(assessment.metrics(predictions))
         metrics |= dict.fromkeys(("agreement", "kl", *geometry.METRICS))
         if teacher is None:
             metrics |= self._fidelity(student, predictions, heard)
@@ -256,12 +247,12 @@ class Member:
             folder = None
             if not student.extra.get("black_box"):
                 folder = self.save(student, {**folder_metadata, "metrics": metrics}, teacher)
+            details = assessment.details(predictions, len(self.context.classes))
             self._record(
                 "result",
                 split="test",
                 metrics=metrics,
-                per_class=per_class(predictions) if classifies else None,
-                calibration=reliability(predictions) if classifies else None,
+                **(details if classifies else dict.fromkeys(details)),
                 cost=self._cost(student, folder),
             )
             self._record("member", state="finished")
@@ -269,36 +260,33 @@ class Member:
         return predictions
 
     def _fidelity(
-        self, student: Model, predictions: Predictions, heard: Sequence[str]
+        self, student: Model, predictions: Answers, heard: Sequence[str]
     ) -> dict[str, float | None]:
         """Compare with the teacher, or with the average of several; embeddings are those of one."""
         known = self.context.teacher_predictions
         names = [name for name in heard or known if name in known]
         if not names:
             return {}
-        reference = known[names[0]]
-        if len(names) > 1:
-            rows = torch.stack([known[name].logits for name in names])
-            mean = averaged(rows, [1.0] * len(names), 1.0)
-            reference = Predictions(mean, reference.labels, reference.ids)
-        found: dict[str, float | None] = dict(fidelity_metrics(predictions, reference))
+        found: dict[str, float | None] = dict(
+            self.context.assessment.fidelity(predictions, [known[name] for name in names])
+        )
         theirs = self.context.teacher_embeddings.get(names[0]) if len(names) == 1 else None
         ours = None if theirs is None else self.context.embeddings(student)
         if ours is not None and theirs is not None:
             found |= geometry.geometry_metrics(ours, theirs)
         return found
 
-    def finish_stored(self, teacher: StoredModel, predictions: Predictions) -> None:
+    def finish_stored(self, teacher: StoredModel, predictions: Answers) -> None:
         """Write the result of a teacher of which only the outputs are there."""
+        assessment = self.context.assessment
         self._record(
             "result",
             split="test",
             metrics={
-                **classification_metrics(predictions),
+                **assessment.metrics(predictions),
                 **dict.fromkeys(("agreement", "kl", *geometry.METRICS)),
             },
-            per_class=per_class(predictions),
-            calibration=reliability(predictions),
+            **assessment.details(predictions, len(self.context.classes)),
             cost={"parameters": teacher.parameters, "flops": teacher.flops},
         )
         self._record("member", state="finished")
@@ -335,7 +323,12 @@ class Member:
             "parameters": cost.parameters(student.module),
             "flops": cost.flops(student.module, inputs(1)),
             "bytes": cost.size_on_disk(folder) if folder is not None else None,
-            "latency_ms": cost.latency(student.module, inputs, budget_seconds=LATENCY_SECONDS),
+            "latency_ms": cost.latency(
+                student.module,
+                inputs,
+                self.context.experiment.task.latency_sizes,
+                budget_seconds=LATENCY_SECONDS,
+            ),
             "train_seconds": self._seconds,
             "peak_memory_bytes": self._peak or None,
             "steps": self._total_steps,

@@ -24,7 +24,7 @@ from understudy.training.experiment import Experiment, arm_of
 from understudy.training.fitting import Fitting
 from understudy.training.measuring import loss_flops, teacher_notes, teacher_uses
 from understudy.training.precision import Precision
-from understudy.training.preflight import Verdict, check_classes, check_stage
+from understudy.training.preflight import check_outputs, check_stage
 from understudy.training.probe import choose_precision
 from understudy.training.run_directory import RunDirectory
 from understudy.training.splits import make_splits
@@ -32,6 +32,7 @@ from understudy.training.stage import Stage
 from understudy.training.stage_run import Earlier, StageRun
 from understudy.training.store_plan import StorePlan, TeacherUse, plan_store
 from understudy.training.teacher import build_teachers
+from understudy.training.verdict import Verdict
 
 
 @dataclass
@@ -156,7 +157,7 @@ def make_plan(experiment: Experiment, path: Path | None = None) -> Plan:
     seed = experiment.settings.seeds[0]
     student, teachers = context.build_student(seed), build_teachers(context)
     _place(context, teachers)
-    verdicts = check_classes(context.classes, context.measure_classes(student, teachers))
+    verdicts = check_outputs(context, student, teachers)
     models = [model_plan(context, "student", student)]
     models += [_teacher_plan(context, arm_of(name), each) for name, each in teachers.items()]
     stages: list[StagePlan] = []

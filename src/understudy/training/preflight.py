@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+
+import torch
 
 from understudy.data.labels import check_label_maps
 from understudy.errors import PreflightError, called
+from understudy.evaluation.assessment import Answers
 from understudy.evaluation.classification import accuracy
-from understudy.evaluation.predictions import Predictions
+from understudy.evaluation.tokens import TokenPredictions
 from understudy.methods import Ramp
 from understudy.models.model import Model
+from understudy.models.taps import unchanged
+from understudy.tasks import LanguageModelling
 from understudy.teachers.stored import StoredModel
+from understudy.training.context import Context, Teachers
+from understudy.training.language_checks import check_language_teacher, check_tokenizers
 from understudy.training.stage_run import StageRun
+from understudy.training.verdict import Verdict
 
 CHANCE_PROBABILITY = 0.01
 """A teacher whose accuracy random guessing reaches with at least this probability is no better than chance."""
@@ -23,26 +29,29 @@ DEAD_VARIANCE = 1e-12
 """A tap whose values vary less than this over an example batch tells nothing."""
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The outcome of one check.
-
-    Attributes:
-        check: what was looked at.
-        outcome: "ok", "warning" or "refused".
-        message: a sentence; for a refusal, what is wrong and what would be right.
-    """
-
-    check: str
-    outcome: Literal["ok", "warning", "refused"]
-    message: str
+def check_outputs(context: Context, student: Model, teachers: Teachers) -> list[Verdict]:
+    """Check that the outputs of student and teachers mean the same: classes, or tokens."""
+    if isinstance(context.experiment.task, LanguageModelling):
+        return check_tokenizers(context, student, teachers)
+    return check_classes(context.classes, measure_classes(context, student, teachers))
 
 
-def refuse(verdicts: list[Verdict]) -> None:
-    """Raise a `PreflightError` with every refusal in `verdicts`."""
-    refused = [verdict.message for verdict in verdicts if verdict.outcome == "refused"]
-    if refused:
-        raise PreflightError("\n".join(refused))
+def measure_classes(
+    context: Context, student: Model, teachers: Teachers
+) -> dict[str, tuple[Model | StoredModel, int | None]]:
+    """Run an example through each model; return role -> (model, number of its logits)."""
+    found: dict[str, tuple[Model | StoredModel, int | None]] = {}
+    everyone: dict[str, Model | StoredModel] = {"student": student, **teachers}
+    for role, model in everyone.items():
+        if isinstance(model, StoredModel):
+            found[role] = (model, model.width)
+            continue
+        batch = context.example(context.splits.train, {"student": model.preprocess}, size=2)
+        with unchanged(model.module), torch.no_grad():
+            model.module.eval()
+            logits = context.experiment.task.forward(model.module, batch, "student").logits
+        found[role] = (model, None if logits is None else int(logits.shape[-1]))
+    return found
 
 
 def check_classes(
@@ -76,7 +85,7 @@ def check_classes(
 
 
 def check_teacher(
-    teacher: Predictions, student: Predictions | None, *, split: str, name: str = "teacher"
+    teacher: Answers, student: Answers | None, *, split: str, name: str = "teacher"
 ) -> list[Verdict]:
     """Check that a teacher is better than chance, and than the untrained student.
 
@@ -87,6 +96,9 @@ def check_teacher(
         name: the teacher's name, where there are several.
     """
     whom = called(name)
+    if isinstance(teacher, TokenPredictions):
+        assert student is None or isinstance(student, TokenPredictions)
+        return check_language_teacher(teacher, student, split=split, whom=whom)
     labelled = teacher.labelled()
     count, value = len(labelled), accuracy(teacher)
     chance = 1 / teacher.classes
@@ -106,6 +118,7 @@ def check_teacher(
             )
         ]
     if student is not None:
+        assert not isinstance(student, TokenPredictions)
         own = accuracy(student)
         worse = value < own
         verdicts.append(

@@ -12,6 +12,7 @@ from torch import nn
 from understudy.data.batch import Batch
 from understudy.errors import PreflightError
 from understudy.models.model import Model
+from understudy.models.tokens import Tokens
 from understudy.training.context import Context, Teachers
 from understudy.training.precision import Precision, choose, unsound_channels_last
 from understudy.training.stage import Stage
@@ -106,6 +107,9 @@ def _to_format(module: nn.Module, channels_last: bool) -> None:
 
 def _in_format(batch: Batch, channels_last: bool) -> Batch:
     """Return at most `PROBE_BATCH` samples of a batch with images in the given memory format."""
+    if any(isinstance(value, Tokens) for value in batch.inputs.values()):
+        # Rows of tokens are no samples, and have no memory format.
+        return batch
     form = torch.channels_last if channels_last else torch.contiguous_format
     size = min(len(batch), PROBE_BATCH)
 

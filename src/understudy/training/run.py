@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from understudy.training.experiment import BASELINE, Experiment, arm_of
 from understudy.training.member import Member
 from understudy.training.plan import inspect_stages
 from understudy.training.precision import Precision
-from understudy.training.preflight import Verdict, check_classes, check_teacher, refuse
+from understudy.training.preflight import check_outputs, check_teacher
 from understudy.training.probe import choose_precision
 from understudy.training.run_directory import RunDirectory, commit
 from understudy.training.run_log import run_log
@@ -32,6 +32,7 @@ from understudy.training.splits import make_splits
 from understudy.training.stage import Stage
 from understudy.training.teacher import build_teachers, teacher_fingerprint, teacher_predictions
 from understudy.training.trackers import make_trackers
+from understudy.training.verdict import Verdict, refuse
 
 logger = logging.getLogger("understudy")
 RANKS_AGREE_EVERY = 10
@@ -138,8 +139,7 @@ class _Run:
                 started["precision"], started["channels_last"], self.world.device.type
             )
         else:
-            measured = self.context.measure_classes(self.student, self.teachers)
-            refuse(check_classes(self.context.classes, measured))
+            refuse(check_outputs(self.context, self.student, self.teachers))
             self.context.precision, timings = choose_precision(self.context, self.teachers)
             for name, seconds in timings.items():
                 logger.info("Probe: a step takes %.1f ms in %s", 1000 * seconds, name)
@@ -163,6 +163,7 @@ class _Run:
             "run",
             name=self.experiment.name,
             task=self.experiment.task.name,
+            **self._measure(),
             kind=source.kind,
             classes=list(self.context.classes),
             seeds=list(self.experiment.settings.seeds),
@@ -198,6 +199,13 @@ class _Run:
                 model.weights,
                 teacher_fingerprint(model),
             )
+
+    def _measure(self) -> dict[str, Any]:
+        """Return by what models are compared first, where that is not accuracy."""
+        task = self.experiment.task
+        if task.measure.name == "accuracy":
+            return {}
+        return {"measure": asdict(task.measure), "vocabulary": self.context.outputs(self.student)}
 
     def _stages_of(self, teacher: str) -> Sequence[Stage]:
         """Return the stages in which this run trains a teacher."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
 
 from understudy.registry import Registry
 
@@ -21,6 +24,30 @@ class Schedule(ABC):
     @abstractmethod
     def factor(self, step: int, total: int, steps_per_epoch: int) -> float:
         """Return the factor for step `step` (from 0) of `total`."""
+
+
+class Rate:
+    """The learning rates of an optimiser, set anew for every step: nothing of it has to be kept in a checkpoint.
+
+    Args:
+        optimizer: its rates as they were given are those of factor 1.
+        factor: the schedule's factor in a step, counted from 0.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> None:
+        """Remember the rates."""
+        self._optimizer, self._factor = optimizer, factor
+        self._full = [float(group["lr"]) for group in optimizer.param_groups]
+
+    def set(self, step: int) -> None:
+        """Give every group its rate for a step."""
+        factor = self._factor(step)
+        for group, full in zip(self._optimizer.param_groups, self._full, strict=True):
+            group["lr"] = full * factor
+
+    def at(self, step: int) -> float:
+        """Return the rate of the first group in a step."""
+        return self._full[0] * self._factor(step)
 
 
 def _warm(step: int, warmup_epochs: float, steps_per_epoch: int) -> tuple[float, int]:

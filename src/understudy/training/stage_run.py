@@ -18,8 +18,8 @@ from understudy.methods import Method, Ramp
 from understudy.methods.wiring import Side, Wiring
 from understudy.models.model import Model
 from understudy.models.surgery import surgery_of
-from understudy.models.taps import Tapped, unchanged
-from understudy.tasks.classification import Classification
+from understudy.models.taps import unchanged
+from understudy.tasks import Task
 from understudy.teachers.ahead import Ahead, Steps, Targets
 from understudy.teachers.listening import heard
 from understudy.teachers.live import LiveTeacher
@@ -32,6 +32,7 @@ from understudy.training.freezing import freeze, frozen_parts, undecayed
 from understudy.training.live_side import live_teacher
 from understudy.training.precision import Precision
 from understudy.training.random_state import get_random_state, set_random_state
+from understudy.training.schedules import Rate
 from understudy.training.stage import Stage
 from understudy.training.step import TrainingStep, shares_of
 from understudy.training.stored_side import StoredSide
@@ -78,7 +79,7 @@ class StageRun:
         split: Split,
         example: Batch,
         steps_per_epoch: int,
-        task: Classification,
+        task: Task,
         classes: int,
         seed: int,
         precision: Precision,
@@ -162,7 +163,9 @@ class StageRun:
                     own=(precisions or {}).get(name),
                     notes=self.wiring.notes,
                 )
-        self.tapped = Tapped(student.module, self.wiring.student.taps, self.wiring.student.copied)
+        self.tapped = task.tapped(
+            student.module, self.wiring.student.taps, self.wiring.student.copied
+        )
         targets: dict[str, Targets] = {name: live.targets for name, live in self.teachers.items()}
         early = [name for name in ahead if isinstance(self.teachers.get(name), LiveTeacher)]
         if early:
@@ -189,7 +192,7 @@ class StageRun:
                 f"Stage '{stage.name}' trains nothing: `freeze` covers the whole student and no method has parameters."
             )
         self.optimizer = stage.optimizer.build(self.trained, undecayed(self.module))
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
+        self.rate = Rate(self.optimizer, self._factor)
         torch.manual_seed(seeding.derive(seed, "stage", world.rank))
 
     @property
@@ -209,7 +212,7 @@ class StageRun:
             "epoch": self.epoch,
             "step": self.step,
             "progress": self.progress,
-            "lr": self.scheduler.base_lrs[0] * self._factor(max(0, self.step - 1)),
+            "lr": self.rate.at(max(0, self.step - 1)),
         }
 
     def _factor(self, step: int) -> float:
@@ -271,6 +274,11 @@ class StageRun:
         for part in frozen_parts(self._student, self.stage.freeze):
             part.training = False
 
+    def drop_gradients(self) -> None:
+        """Forget the gradients of the step before; without the profiler's mark that the optimiser's own way sets."""
+        for parameter in self.trained:
+            parameter.grad = None
+
     def clip(self) -> torch.Tensor | None:
         """Clip the gradient norm when the stage asks for it, and return the norm before."""
         if self.stage.clip is None:
@@ -307,7 +315,6 @@ class StageRun:
             "surgery": surgery_of(self._student),
             "methods": self.module.methods.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
             "averaging": self.averaging.state(),
             "best": self.best,
             "step": self.step,
@@ -320,7 +327,6 @@ class StageRun:
         self._student.load_state_dict(state["student"])
         self.module.methods.load_state_dict(state["methods"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
         self.averaging.load(state["averaging"])
         self.best = state["best"]
         self.step = state["step"]

@@ -12,7 +12,7 @@ from understudy.errors import StoreError, TrainingError
 from understudy.methods import Method, Step
 from understudy.models.outputs import Outputs
 from understudy.models.taps import Tapped
-from understudy.tasks.classification import Classification
+from understudy.tasks import Task
 from understudy.teachers.listening import heard
 
 Targets = Callable[[Batch], Outputs]
@@ -38,7 +38,7 @@ class TrainingStep(nn.Module):
         student: Tapped,
         methods: Sequence[Method],
         teachers: Mapping[str, Targets],
-        task: Classification,
+        task: Task,
         *,
         compile: bool = False,
     ) -> None:

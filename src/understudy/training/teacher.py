@@ -7,6 +7,7 @@ import logging
 from understudy import seeding
 from understudy.data.source import Split
 from understudy.errors import StoreError
+from understudy.evaluation.assessment import Answers
 from understudy.evaluation.predictions import Predictions
 from understudy.models.model import Model, fingerprint
 from understudy.teachers.store import Key, Store
@@ -104,9 +105,7 @@ def teacher_fingerprint(teacher: Model | StoredModel) -> str:
     return teacher.fingerprint if isinstance(teacher, StoredModel) else fingerprint(teacher.module)
 
 
-def teacher_predictions(
-    context: Context, teacher: Model | StoredModel, split: Split
-) -> Predictions:
+def teacher_predictions(context: Context, teacher: Model | StoredModel, split: Split) -> Answers:
     """Return what the teacher answers for every sample of a split."""
     if isinstance(teacher, StoredModel):
         return Predictions(teacher.store.evaluation(split.ids), split.labels, split.ids)

@@ -16,6 +16,16 @@ Where = Callable[[str, int], str]
 Cell = int | str | None
 
 
+def one_domain(counts: Mapping[str, int]) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Return labels for texts that have none, as `encode_labels` does: all are of one domain.
+
+    Args:
+        counts: split -> number of samples.
+    """
+    labels = {split: torch.zeros(count, dtype=torch.int64) for split, count in counts.items()}
+    return labels, ("text",)
+
+
 def encode_labels(
     columns: Mapping[str, Sequence[object]],
     where: Where,

@@ -13,7 +13,7 @@ import torch
 from understudy.data.labels import remainders
 from understudy.data.samples import Channels, Encoded, TextSamples
 from understudy.data.source import Samples, Source, Split, sources
-from understudy.data.sources._classes import encode_labels
+from understudy.data.sources._classes import encode_labels, one_domain
 from understudy.data.sources._columns import Feature, feature_type, find_inputs, find_label
 from understudy.data.sources._hub import HubTables, open_hub
 from understudy.data.sources._images import decoded_bytes, load_images
@@ -51,7 +51,8 @@ def huggingface(
         text_column: the texts, when there are no images; None: "text", "sentence", the only column of strings, or
             the first of a usual pair ("premise" and "hypothesis", ...).
         text_pair_column: the second texts of pairs.
-        label_column: the labels; None: "label" or "labels", else the one column of type ClassLabel.
+        label_column: the labels; None: "label" or "labels", else the one column of type ClassLabel. "" for texts that
+            have none, as language models need none.
         train: name of the training split.
         test: name of the test split, or a fraction to take out of the training split. None: the split "test"; when
             there is only a training split, a fifth of it.
@@ -79,9 +80,15 @@ def huggingface(
     what = f"'{path}'"
     roles = choose_roles(tables.splits, train=train, test=test, validation=validation, what=what)
     features = tables.features(roles.names)
-    label = find_label(features, label_column, what)
+    label = None if label_column == "" else find_label(features, label_column, what)
     inputs = find_inputs(features, image_column, text_column, text_pair_column, label, what)
-    labels, names = _labels(tables, roles.names, features[label], label, classes, unlabelled, what)
+    if label is None:
+        counts = {split: len(tables.column(split, inputs[0])) for split in roles.names}
+        labels, names = one_domain(counts)
+    else:
+        labels, names = _labels(
+            tables, roles.names, features[label], label, classes, unlabelled, what
+        )
     counts = {split: len(labels[split]) for split in roles.names}
     samples: Samples
     if feature_type(features[inputs[0]]) == "Image":

@@ -8,7 +8,7 @@ import torch
 
 from understudy.data.samples import TextSamples
 from understudy.data.source import Source, Split, sources
-from understudy.data.sources._classes import encode_labels
+from understudy.data.sources._classes import encode_labels, one_domain
 from understudy.data.sources._rows import Rows, read_rows
 from understudy.data.sources._splits import assemble, choose_roles, hash_id, row_ids
 from understudy.errors import DataError
@@ -19,7 +19,7 @@ def table(
     path: str | dict[str, str],
     text: str = "text",
     text_pair: str | None = None,
-    label: str = "label",
+    label: str | None = "label",
     id: str | None = None,
     train: str = "train",
     test: str | float | None = None,
@@ -35,7 +35,8 @@ def table(
         path: one file, or split name -> file, such as {"train": "train.csv", "test": "test.csv"}.
         text: the column of texts.
         text_pair: the column of second texts, when a sample is a pair.
-        label: the column of labels: class names or integers. An empty or missing label means "no label".
+        label: the column of labels: class names or integers. An empty or missing label means "no label". For language
+            models the column of domains, by which measures are reported; None for a single one.
         id: a column that names every sample, with integers or texts; None: the number of the row.
         train: name of the training split.
         test: name of the test split, or a fraction to take out of the training split. None: the split "test"; for a
@@ -62,7 +63,7 @@ def table(
         list(files), train=train, test=test, validation=validation, what=f"Table '{name}'"
     )
     columns = [text, *([] if text_pair is None else [text_pair])]
-    needed = [*columns, label, *([] if id is None else [id])]
+    needed = [*columns, *(column for column in (label, id) if column is not None)]
     rows = {
         split: read_rows(files[split], needed, delimiter=delimiter, quotes=quotes)
         for split in roles.names
@@ -80,8 +81,10 @@ def table(
 
 
 def _labels(
-    rows: Mapping[str, Rows], column: str, classes: list[str] | None
+    rows: Mapping[str, Rows], column: str | None, classes: list[str] | None
 ) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    if column is None:
+        return one_domain({split: part.count for split, part in rows.items()})
     described = {part.class_names for part in rows.values()}
     if len(described) > 1:
         raise DataError(

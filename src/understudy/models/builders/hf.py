@@ -1,4 +1,4 @@
-"""`hf:` models of Hugging Face transformers, for sequence and image classification."""
+"""`hf:` models of Hugging Face transformers: classifiers of texts and images here, language models beside it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from understudy.errors import ModelError, unknown_name
 from understudy.models.build import Request, builders, load_file
+from understudy.models.builders._language import build_language
 from understudy.models.hf_preprocess import image_preprocess, text_preprocess
 from understudy.models.model import Model
 from understudy.models.optional import first_line, quiet_transformers, require
@@ -31,8 +32,10 @@ class HuggingFaceBuilder:
 
     Keywords: `config` (from scratch: the architecture; else changes to it), `tokenizer` (folder, hub name, object, or
     {train: {size: 8000, kind: wordpiece}} to train one on the data), `drop_head`, `dtype` (of the parameters, float32),
-    `attn_implementation`, `revision`.
+    `attn_implementation`, `revision`. Language models take further ones, and no `drop_head`.
     """
+
+    language = True
 
     def names(self) -> list[str]:
         """Return the model types that can be built from scratch."""
@@ -41,6 +44,8 @@ class HuggingFaceBuilder:
     def build(self, request: Request) -> Model:
         """Make the model for the kind of the data."""
         require("transformers", "text")
+        if request.task != "classification":
+            return build_language(request)
         for name in request.keywords:
             if name not in _KEYWORDS:
                 raise unknown_name(f"keyword of '{request.full_name}'", name, _KEYWORDS)

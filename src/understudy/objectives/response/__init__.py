@@ -7,7 +7,10 @@ from understudy.objectives.response.self_distillation import dino, label_smoothi
 from understudy.objectives.response.softened import kd, logit_standardised_kd, soft_cross_entropy
 from understudy.objectives.response.subclasses import subclass_logits
 from understudy.objectives.response.supervised import cross_entropy
-from understudy.objectives.response.top_k import kd_top_k
+from understudy.objectives.response.top_k import (
+    kd_top_k,
+    top_k_divergence,
+)
 from understudy.objectives.response.transport import sinkhorn, sinkhorn_per_sample
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "sinkhorn_per_sample",
     "soft_cross_entropy",
     "subclass_logits",
+    "top_k_divergence",
     "uskd",
     "weighted_soft_labels",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from understudy.objectives.card import card
@@ -47,9 +49,46 @@ def kd(
         ValueError: shapes differ, or T is not positive.
     """
     student, teacher = logit_pair(student, teacher, weight)
+    rows = student.shape[:-1].numel()
+    if weight is None and reduction == "mean" and rows and _closed_form(temperature):
+        loss: torch.Tensor = _MeanDivergence.apply(student, teacher, temperature, rows)
+        return loss
     log_student, log_teacher = log_probabilities(student, teacher, temperature)
     loss = square(temperature, student) * kullback_leibler(log_teacher, log_student)
     return reduce(loss, weight, reduction)
+
+
+def _closed_form(temperature: float | torch.Tensor) -> bool:
+    """Tell whether `_MeanDivergence` can be used: T is a number, and the gradient is not that of torch.func."""
+    return (
+        not isinstance(temperature, torch.Tensor)
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+class _MeanDivergence(torch.autograd.Function):
+    """The mean of T^2 * KL(p || q) over rows with its gradient T / rows * (q - p): half the operations of autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: torch.Tensor, teacher: torch.Tensor, temperature: float, rows: int
+    ) -> torch.Tensor:
+        log_q, log_p = log_probabilities(student, teacher, temperature)
+        p = log_p.exp()
+        gap = (log_p - log_q).masked_fill_(log_p.isneginf(), 0.0)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(student, teacher, log_q.exp_().sub_(p))
+            ctx.temperature, ctx.rows = temperature, rows
+        return gap.mul_(p).sum() * (temperature * temperature / rows)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        student, teacher, difference = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # A second derivative is asked for: the same difference once more, for autograd to follow.
+            log_q, log_p = log_probabilities(student, teacher, ctx.temperature)
+            difference = log_q.exp() - log_p.exp()
+        return difference * (upstream * (ctx.temperature / ctx.rows)), None, None, None
 
 
 @card("logits", minimum=None, invariances=("shift",), masked_classes=True, temperature_power=2)

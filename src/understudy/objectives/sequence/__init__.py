@@ -7,6 +7,13 @@ from understudy.objectives.sequence.kullback_leibler import (
     reverse_kl,
     symmetric_kl,
 )
+from understudy.objectives.sequence.minillm import (
+    minillm,
+    minillm_advantages,
+    returns_to_go,
+    teacher_mixed_importance,
+    whitened,
+)
 from understudy.objectives.sequence.mixtures import (
     jensen_shannon,
     skewed_forward_kl,
@@ -26,6 +33,9 @@ from understudy.objectives.sequence.sampled import (
     sampled_kl,
     token_log_probabilities,
 )
+from understudy.objectives.sequence.weights import (
+    sequence_weights,
+)
 
 __all__ = [
     "adaptive_kl",
@@ -38,13 +48,19 @@ __all__ = [
     "jensen_shannon",
     "kdrl",
     "log_ratio",
+    "minillm",
+    "minillm_advantages",
+    "returns_to_go",
     "reverse_kl",
     "reward_guided_mask",
     "sampled_kl",
+    "sequence_weights",
     "skewed_forward_kl",
     "skewed_reverse_kl",
     "symmetric_kl",
+    "teacher_mixed_importance",
     "token_log_probabilities",
     "total_variation",
     "uld",
+    "whitened",
 ]

@@ -21,6 +21,7 @@ def forward_kl(
     teacher: torch.Tensor,
     *,
     temperature: float | torch.Tensor = 1.0,
+    epsilon: float = 0.0,
     weight: torch.Tensor | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
@@ -32,6 +33,9 @@ def forward_kl(
         student: logits [B, T, V] (any leading dimensions).
         teacher: logits [B, T, V]; detached.
         temperature: T > 0, a number or a tensor that broadcasts over [B, T].
+        epsilon: added to the teacher's probabilities, the divergence being sum((p + epsilon) * (log(p + epsilon) - log
+            q)), as some published codes have it (1e-9). It moves the minimum away from the teacher: for comparison
+            with their numbers only.
         weight: mask or weights over tokens [B, T]; whatever stands at tokens of weight 0 counts nothing.
         reduction: "mean" over valid tokens of all sequences, "sum" or "none" ([B, T]).
 
@@ -46,7 +50,12 @@ def forward_kl(
     """
     student, teacher = logit_pair(student, teacher, weight)
     log_q, log_p = log_probabilities(student, teacher, temperature)
-    loss = square(temperature, student) * kullback_leibler(log_p, log_q)
+    if epsilon:
+        raised = log_p.exp() + epsilon
+        divergence = (raised * (raised.log() - log_q)).sum(dim=-1)
+    else:
+        divergence = kullback_leibler(log_p, log_q)
+    loss = square(temperature, student) * divergence
     return reduce(loss, weight, reduction)
 
 
@@ -56,6 +65,7 @@ def reverse_kl(
     teacher: torch.Tensor,
     *,
     temperature: float | torch.Tensor = 1.0,
+    epsilon: float = 0.0,
     weight: torch.Tensor | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
@@ -67,6 +77,8 @@ def reverse_kl(
         student: logits [B, T, V] (any leading dimensions).
         teacher: logits [B, T, V]; detached.
         temperature: T > 0, a number or a tensor that broadcasts over [B, T].
+        epsilon: added to the student's probabilities outside of the logarithm, sum((q + epsilon) * (log q - log p)), as
+            some published codes have it (1e-9); for comparison with their numbers only.
         weight: mask or weights over tokens [B, T]; whatever stands at tokens of weight 0 counts nothing.
         reduction: "mean" over valid tokens of all sequences, "sum" or "none" ([B, T]).
 
@@ -81,7 +93,10 @@ def reverse_kl(
     """
     student, teacher = logit_pair(student, teacher, weight)
     log_q, log_p = log_probabilities(student, teacher, temperature)
-    loss = square(temperature, student) * kullback_leibler(log_q, log_p)
+    divergence = kullback_leibler(log_q, log_p)
+    if epsilon:
+        divergence = divergence + epsilon * (log_q - log_p).sum(dim=-1)
+    loss = square(temperature, student) * divergence
     return reduce(loss, weight, reduction)
 
 

@@ -98,6 +98,7 @@ def jensen_shannon(
     *,
     beta: float = 0.5,
     normalised: bool = False,
+    crossed: bool = False,
     temperature: float | torch.Tensor = 1.0,
     weight: torch.Tensor | None = None,
     reduction: str = "mean",
@@ -112,6 +113,8 @@ def jensen_shannon(
         normalised: divide by beta * (1 - beta), which makes the value continuous at the ends and keeps the size of
             the gradient when beta changes. Without it the value jumps there (as in TRL) and is at most log 2 times
             T^2.
+        crossed: mix with the shares swapped, m = (1 - beta) * p + beta * q, and no exception at the ends. This is TRL
+            before March 2025, and codes that descend from it; the same at 0.5. Not a divergence of the paper.
         temperature: T > 0, a number or a tensor that broadcasts over [B, T].
         weight: mask or weights over tokens [B, T]; whatever stands at tokens of weight 0 counts nothing.
         reduction: "mean" over valid tokens of all sequences, "sum" or "none" ([B, T]).
@@ -127,14 +130,16 @@ def jensen_shannon(
     """
     if not 0 <= beta <= 1:
         raise ValueError(f"beta is {beta}; it must lie between 0 and 1")
+    if crossed and normalised:
+        raise ValueError("a crossed mixture has no limits at the ends; leave out normalised=True")
     student, teacher = logit_pair(student, teacher, weight)
     log_q, log_p = log_probabilities(student, teacher, temperature)
-    if beta == 0:
+    if beta == 0 and not crossed:
         loss = kullback_leibler(log_p, log_q)
-    elif beta == 1:
+    elif beta == 1 and not crossed:
         loss = kullback_leibler(log_q, log_p)
     else:
-        log_m = log_mixture(log_p, log_q, beta)
+        log_m = log_mixture(log_p, log_q, 1 - beta if crossed else beta)
         loss = beta * kullback_leibler(log_p, log_m) + (1 - beta) * kullback_leibler(log_q, log_m)
         loss = loss / (beta * (1 - beta)) if normalised else loss
     return reduce(square(temperature, student) * loss, weight, reduction)

@@ -120,6 +120,7 @@ def clipped_policy(
     *,
     old: torch.Tensor | None = None,
     clip: float = 0.2,
+    importance: torch.Tensor | None = None,
     weight: torch.Tensor | None = None,
     reduction: str = "mean",
 ) -> torch.Tensor:
@@ -131,6 +132,8 @@ def clipped_policy(
         old: log-probabilities under the policy that drew the tokens [..., T], detached; None where that is the student
             as it is, so that rho = 1 and the gradient is -A times that of `student`.
         clip: largest distance of a ratio from 1 that still pays, in (0, 1).
+        importance: what each token's ratio is multiplied by before it is clipped [..., T], where tokens were drawn from
+            another distribution; detached. See `teacher_mixed_importance`.
         weight: mask or weights over tokens [..., T]; whatever stands at tokens of weight 0 counts nothing.
         reduction: "mean" over valid tokens of all responses (so long ones count more), "sum" or "none" ([..., T]).
 
@@ -142,7 +145,7 @@ def clipped_policy(
     Raises:
         ValueError: shapes do not fit, or clip is out of its range.
     """
-    loss = _policy_terms(student, advantages, old, clip, weight)
+    loss = _policy_terms(student, advantages, old, clip, weight, importance)
     return reduce(loss, weight, reduction)
 
 
@@ -205,6 +208,7 @@ def _policy_terms(
     old: torch.Tensor | None,
     clip: float,
     weight: torch.Tensor | None,
+    importance: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return -min(rho * A, clip(rho) * A) [..., T]; 0 where the weight is 0."""
     if not 0 < clip < 1:
@@ -219,10 +223,14 @@ def _policy_terms(
         )
     gap = student - in_float(old).detach()
     gains = _per_token(advantages, student, "advantages")
+    drawn = None if importance is None else _per_token(importance, student, "importance weights")
     if weight is not None:
         nothing = fit(weight, student.shape) == 0
         gap, gains = gap.masked_fill(nothing, 0.0), gains.masked_fill(nothing, 0.0)
+        drawn = None if drawn is None else drawn.masked_fill(nothing, 0.0)
     ratio = gap.clamp(max=_LARGEST_LOG_RATIO).exp()
+    if drawn is not None:
+        ratio = ratio * drawn
     return -torch.minimum(ratio * gains, ratio.clamp(1 - clip, 1 + clip) * gains)
 
 

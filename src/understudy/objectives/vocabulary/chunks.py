@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from understudy.objectives.vocabulary.rows import Loss, TopK, dense_rows, top_k_rows
+from understudy.objectives.vocabulary.rows import Loss, TopK, dense_rows, label_rows, top_k_rows
 
 # Numbers in a group of rows: about three float32 tensors of this size should fit into a core's cache.
 GROUP = 2**17
@@ -63,14 +63,14 @@ class Work:
 
     Attributes:
         loss: what is computed for each token.
-        teacher: the teacher's side, or the rows of a top-k target.
+        teacher: the teacher's side, the rows of a top-k target, or None where there are labels alone.
         temperature: T, a number or [N, 1].
         labels: int64 [N] or None.
         chunk: tokens in a chunk.
     """
 
     loss: Loss
-    teacher: Side | TopK
+    teacher: Side | TopK | None
     temperature: float | torch.Tensor
     labels: torch.Tensor | None
     chunk: int
@@ -161,6 +161,9 @@ def _chunk(
             assert theirs is not None
             target = work.teacher.finish(theirs[inner], losses.dtype)
             value, slope = dense_rows(work.loss, logits, target, temperature, labels)
+        elif work.teacher is None:
+            assert labels is not None
+            value, slope = label_rows(work.loss, logits, labels)
         else:
             given = work.teacher
             sparse = TopK(given.values[at].clone(), given.indices[at], given.tail[at])

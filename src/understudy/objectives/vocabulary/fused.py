@@ -79,12 +79,67 @@ def vocabulary_divergence(
         ValueError: shapes or vocabularies do not fit, a name is unknown, or a number is out of its range.
     """
     wanted = Divergence(divergence, beta, normalised, skew)
-    rows = _check(student, head, target, labels, cross_entropy, reduction)
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it must be at least 1")
+    _check_target(student, head, target)
+    if cross_entropy != 0 and labels is None:
+        raise ValueError(f"cross_entropy is {cross_entropy}, but there are no labels")
     masked = head.bias is not None or (
         isinstance(target, DenseTarget) and target.head.bias is not None
     )
+    loss = Loss(wanted, cross_entropy, masked)
+    if cross_entropy == 0 and labels is not None:
+        _check_labels(labels, student, head.size)
+        labels = None
+    return _run(student, head, target, loss, temperature, labels, weight, reduction, chunk)
+
+
+@without_autocast
+def vocabulary_cross_entropy(
+    student: torch.Tensor,
+    head: Head,
+    labels: torch.Tensor,
+    *,
+    weight: torch.Tensor | None = None,
+    reduction: str = "mean",
+    chunk: int | None = None,
+) -> torch.Tensor:
+    """-log q(label) of each token, in nats, from hidden states and a head; q is the student's softmax at temperature 1.
+
+    Value and gradient are those of `cross_entropy` on the logits, computed as in `vocabulary_divergence`.
+
+    Args:
+        student: last hidden states [B, T, H] (any leading dimensions).
+        head: the student's head.
+        labels: int64 [B, T], already shifted; a token with -100 has no loss, but counts in the mean unless its weight
+            is 0.
+        weight: as in `vocabulary_divergence`.
+        reduction: as in `vocabulary_divergence`.
+        chunk: as in `vocabulary_divergence`.
+
+    Source: the standard definition; closed-form gradient chunk by chunk as in Liger Kernel (Hsu et al., 2024, arXiv
+    2410.10989).
+
+    Raises:
+        ValueError: shapes do not fit, a label is out of range, or a number is.
+    """
+    loss = Loss(Divergence("forward_kl"), 1.0, head.bias is not None)
+    return _run(student, head, None, loss, 1.0, labels, weight, reduction, chunk)
+
+
+def _run(
+    student: torch.Tensor,
+    head: Head,
+    target: Target | None,
+    loss: Loss,
+    temperature: float | torch.Tensor,
+    labels: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    reduction: str,
+    chunk: int | None,
+) -> torch.Tensor:
+    """Drop the tokens that do not count, and compute; arguments as in `vocabulary_divergence`."""
+    rows = _check(student, head, labels, reduction)
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it must be at least 1")
     exact = torch.float64 if student.dtype == torch.float64 else torch.float32
     factor = torch.ones(rows, dtype=exact, device=student.device)
     if weight is not None:
@@ -98,10 +153,10 @@ def vocabulary_divergence(
         return tensor if kept is None else tensor.index_select(0, kept)
 
     work = Work(
-        loss=Loss(wanted, cross_entropy, masked),
-        teacher=_teacher(target, select, exact),
+        loss=loss,
+        teacher=None if target is None else _teacher(target, select, exact),
         temperature=_temperature(temperature, rows, select, exact),
-        labels=None if labels is None or cross_entropy == 0 else select(labels),
+        labels=None if labels is None else select(labels),
         chunk=chunk or _chunk(student, head),
     )
     side = _side(select(student), head)
@@ -118,16 +173,18 @@ def vocabulary_divergence(
 
 
 def _check(
-    student: torch.Tensor,
-    head: Head,
-    target: Target,
-    labels: torch.Tensor | None,
-    cross_entropy: float,
-    reduction: str,
+    student: torch.Tensor, head: Head, labels: torch.Tensor | None, reduction: str
 ) -> torch.Size:
     """Refuse what does not fit; return the leading dimensions."""
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is '{reduction}'; it must be 'mean', 'sum' or 'none'")
+    _check_width(student, head, "student")
+    if labels is not None:
+        _check_labels(labels, student, head.size)
+    return student.shape[:-1]
+
+
+def _check_target(student: torch.Tensor, head: Head, target: Target) -> None:
     rows = student.shape[:-1]
     _check_width(student, head, "student")
     if isinstance(target, DenseTarget):
@@ -157,11 +214,6 @@ def _check(
                 f"teacher values have shape {tuple(target.values.shape)}, but the student's vocabulary has only "
                 f"{head.size} tokens (weight {tuple(head.weight.shape)})"
             )
-    if cross_entropy != 0 and labels is None:
-        raise ValueError(f"cross_entropy is {cross_entropy}, but there are no labels")
-    if labels is not None:
-        _check_labels(labels, student, head.size)
-    return rows
 
 
 def _check_width(hidden: torch.Tensor, head: Head, whose: str) -> None:

@@ -101,6 +101,17 @@ def top_k_rows(
     return _with_cross_entropy(loss, value, gradient, hard)
 
 
+def label_rows(
+    loss: Loss, student: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cross-entropy with labels alone [N], times its factor, and its gradient [N, V].
+
+    Arguments as in `dense_rows`.
+    """
+    value, gradient = _cross_entropy(student, labels)
+    return value.mul_(loss.cross_entropy), gradient.mul_(loss.cross_entropy)
+
+
 def _soften(logits: torch.Tensor, temperature: float | torch.Tensor) -> torch.Tensor:
     if isinstance(temperature, float) and temperature == 1:
         return logits

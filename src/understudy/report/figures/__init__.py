@@ -2,13 +2,12 @@
 
 from understudy.report.figures.base import Entry, Figure, entries_of
 from understudy.report.figures.classes import calibration, class_change, class_changes
-from understudy.report.figures.results import accuracy_by_seed, differences, trade_off
+from understudy.report.figures.results import differences, seed_by_seed, trade_off
 from understudy.report.figures.training import learning_curves, loss_terms
 
 __all__ = [
     "Entry",
     "Figure",
-    "accuracy_by_seed",
     "calibration",
     "class_change",
     "class_changes",
@@ -16,5 +15,6 @@ __all__ = [
     "entries_of",
     "learning_curves",
     "loss_terms",
+    "seed_by_seed",
     "trade_off",
 ]

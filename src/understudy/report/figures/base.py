@@ -8,7 +8,8 @@ figures follow the theme. Names from users are escaped, because Plotly reads a l
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +119,14 @@ def layout_with(x: str, y: str, height: int = 360) -> dict[str, Any]:
         },
         "showlegend": True,
     }
+
+
+def logarithmic_axis(values: Iterable[float]) -> dict[str, Any]:
+    """Return a logarithmic axis for values above 0, marked evenly where they lie close together, else at 1, 2 and 5."""
+    drawn = [value for value in values if 0 < value < math.inf]
+    if drawn and max(drawn) / min(drawn) >= 8:
+        return {"type": "log", "dtick": "D2", "tickformat": "~s"}
+    return {"type": "log"}
 
 
 def plain_text(text: str) -> str:

@@ -7,26 +7,38 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from understudy.report.figures.base import Entry, Figure, layout_with, plain_text, short_text
-from understudy.report.run import BASELINE
+from understudy.report.measure import ACCURACY, Measure
+from understudy.report.run import BASELINE, RunData
 
 MOST_CLASSES = 30
 
 
 def class_changes(entries: Sequence[Entry], classes: Sequence[str]) -> Figure | None:
-    """Draw each class's accuracy minus the baseline's, mean over seeds, for each student arm."""
+    """Draw each class's main measure minus the baseline's, mean over seeds, for each student arm."""
+    if not entries:
+        return None
+    measure, words = class_measure(entries[0].run), entries[0].run.words
+    form = measure.change
     changes = {entry.label: class_change(entry) for entry in entries if entry.row.role == "student"}
     changes = {label: change for label, change in changes.items() if change}
     if not changes:
         return None
     indices = sorted({index for change in changes.values() for index in change})
-    caption = "Accuracy on the samples of each class minus the baseline's, paired by seed, mean over seeds."
+    if words.language and len(indices) < 2:
+        return None  # One domain alone is what the table of results shows.
+    caption = (
+        f"{measure.titled} on the {words.elements} of each {words.group} minus the baseline's, paired by seed, "
+        "mean over seeds."
+    )
+    if measure.better == "lower":
+        caption += " Below zero is better."
     if len(indices) > MOST_CLASSES:
         largest = sorted(
             indices,
             key=lambda index: -max(abs(change.get(index, 0.0)) for change in changes.values()),
         )
         caption += (
-            f" Shown are the {MOST_CLASSES} of {len(indices)} classes that changed most; "
+            f" Shown are the {MOST_CLASSES} of {len(indices)} {words.groups} that changed most; "
             "the table below has all."
         )
         indices = sorted(largest[:MOST_CLASSES])
@@ -39,13 +51,13 @@ def class_changes(entries: Sequence[Entry], classes: Sequence[str]) -> Figure | 
             "type": "bar",
             "name": short_text(label),
             "x": names,
-            "y": [change[index] * 100 if index in change else None for index in indices],
+            "y": [change[index] * form.scale if index in change else None for index in indices],
             "marker": {"color": colours[label]},
-            "hovertemplate": "%{x}: %{y:+.1f} points<extra>%{fullData.name}</extra>",
+            "hovertemplate": f"%{{x}}: %{{y:+.{form.decimals}f}}{form.suffix}<extra>%{{fullData.name}}</extra>",
         }
         for label, change in changes.items()
     ]
-    layout = layout_with("", "Change, points", height=340)
+    layout = layout_with("", f"Change{form.heading}", height=340)
     layout["xaxis"].update(type="category", automargin=True, showgrid=False)
     layout["yaxis"].update(zeroline=True, zerolinewidth=2)
     # Long names are cut under the axis only; hovering shows them whole.
@@ -60,15 +72,24 @@ def class_changes(entries: Sequence[Entry], classes: Sequence[str]) -> Figure | 
     )
 
 
+def class_measure(run: RunData) -> Measure:
+    """Return what classes are judged by: the main measure, or accuracy where it was not measured for each class."""
+    measured = any(run.measure.level_name in result.per_class for result in run.results)
+    return run.measure if measured else ACCURACY
+
+
 def class_change(entry: Entry) -> dict[int, float]:
-    """Return class index -> mean over shared seeds of the arm's class accuracy minus the baseline's."""
-    base = {result.seed: result.class_accuracy for result in entry.run.of_arm(BASELINE)}
+    """Return class index -> mean over shared seeds of the arm's measure in the class minus the baseline's."""
+    measure = class_measure(entry.run)
+    name = measure.level_name
+    base = {result.seed: result.per_class.get(name, ()) for result in entry.run.of_arm(BASELINE)}
     sums: dict[int, list[float]] = {}
     for result in entry.results:
-        other = base.get(result.seed, ())
-        for index, (own, reference) in enumerate(zip(result.class_accuracy, other, strict=False)):
+        pairs = zip(result.per_class.get(name, ()), base.get(result.seed, ()), strict=False)
+        for index, (own, reference) in enumerate(pairs):
             if own is not None and reference is not None:
-                sums.setdefault(index, []).append(own - reference)
+                difference = measure.of_level(own) - measure.of_level(reference)
+                sums.setdefault(index, []).append(difference)
     return {index: sum(values) / len(values) for index, values in sums.items()}
 
 
@@ -88,8 +109,8 @@ def calibration(entries: Sequence[Entry]) -> Figure | None:
                     "customdata": [count for _, _, count in pooled],
                     "line": {"color": entry.colour, "width": 2},
                     "marker": {"color": entry.colour, "size": 6},
-                    "hovertemplate": "said %{x:.0f} %, was right %{y:.0f} % (%{customdata} samples)"
-                    "<extra>%{fullData.name}</extra>",
+                    "hovertemplate": "said %{x:.0f} %, was right %{y:.0f} % "
+                    f"(%{{customdata}} {entry.run.words.elements})<extra>%{{fullData.name}}</extra>",
                 }
             )
     if not traces:
