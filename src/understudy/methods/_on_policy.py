@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -31,14 +30,27 @@ class OnPolicy(Method):
     a buffer, so that a resumed run writes the same.
     """
 
+    needs_tokens = True
+    needs_prompts = True
+    """Whether every sample has to be a prompt and a response."""
+
     counter: torch.Tensor
 
     def wire(self, wiring: Wiring) -> None:
-        """Take hold of the student."""
+        """Take hold of the student.
+
+        Raises:
+            UnderstudyError: it is no language model that writes, or the data has no prompts.
+        """
         self._layout = layout_of(wiring.student, self.name)
+        if any(sequence.start < 1 for sequence in wiring.student.inputs.sequences):
+            raise UnderstudyError(
+                f"Method '{self.name}' writes responses to prompts, and there are samples that are one text. Give "
+                "pairs of a prompt and a response."
+            )
         # Neither is a part of this method, so that nothing is saved or trained twice.
         self._student, self._seed = [wiring.student.module], wiring.seed
-        self._given: WeakKeyDictionary[Tokens, tuple[int, Batch | None]] = WeakKeyDictionary()
+        self._known: list[tuple[Tokens, Batch | None]] = []
         self._counted = True
         self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
 
@@ -56,7 +68,8 @@ class OnPolicy(Method):
         return super().valid(self._written(batch))
 
     def after_step(self, step: Step) -> None:
-        """Count, once for all parts of a batch."""
+        """Count, once for all parts of a batch, and forget what was written."""
+        self._known.clear()
         if not self._counted:
             self.counter += 1
             self._counted = True
@@ -105,12 +118,13 @@ class OnPolicy(Method):
         return [sequence for place in range(len(sequences)) for sequence in written[place]]
 
     def _written(self, batch: Batch) -> Batch:
-        tokens, number = tokens_of(batch, self.name)["student"], int(self.counter)
-        known = self._given.get(tokens)
-        if known is None or known[0] != number:
-            known = (number, self.write(batch, number))
-            self._given[tokens] = known
-        return batch if known[1] is None else known[1]
+        tokens = tokens_of(batch, self.name)["student"]
+        for given, known in self._known:
+            if given is tokens:
+                return batch if known is None else known
+        written = self.write(batch, int(self.counter))
+        self._known.append((tokens, written))
+        return batch if written is None else written
 
 
 def layout_of(side: Side, method: str) -> CausalPreprocess:

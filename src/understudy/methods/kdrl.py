@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 import torch
 
@@ -104,7 +103,7 @@ class KDRL(OnPolicy, name="kdrl"):
     def wire(self, wiring: Wiring) -> None:
         """Take hold of the student."""
         super().wire(wiring)
-        self._rewards: WeakKeyDictionary[Tokens, torch.Tensor] = WeakKeyDictionary()
+        self._rewards: list[tuple[Tokens, torch.Tensor]] = []
 
     def write(self, batch: Batch, number: int) -> Batch:
         """Let the student write a group of responses to every prompt, and reward them."""
@@ -119,17 +118,19 @@ class KDRL(OnPolicy, name="kdrl"):
             )
             for place, sequence in enumerate(sequences)
         ]
-        self._rewards[tokens] = torch.tensor(rewards, device=tokens.device).view(-1, self.group)
+        given = torch.tensor(rewards, device=tokens.device).view(-1, self.group)
+        self._rewards.append((tokens, given))
         return rolled
 
     def loss(self, step: Step) -> torch.Tensor:
         """Return the mean over the predicted tokens."""
         tokens: Tokens = step.batch.inputs["student"]
-        if tokens not in self._rewards:
+        rewards = next((given for each, given in self._rewards if each is tokens), None)
+        if rewards is None:
             raise TrainingError(
                 "another method of the stage replaced the responses that were rewarded; let one method write"
             )
-        labels, rewards = step.labels_for(self.name), self._rewards[tokens]
+        labels = step.labels_for(self.name)
         ours = token_log_probs(step.student, labels)
         responses = Responses.of(tokens)
         advantages = objectives.group_advantages(rewards, deviation=self.deviation)
@@ -151,6 +152,11 @@ class KDRL(OnPolicy, name="kdrl"):
             limit=self.limit,
             clip=self.clip,
         )
+
+    def after_step(self, step: Step) -> None:
+        """Count, and forget the rewards."""
+        super().after_step(step)
+        self._rewards.clear()
 
     def _expected(self, batch: Batch) -> list[str]:
         """Return the right answer to each prompt, read from the responses of the data."""
