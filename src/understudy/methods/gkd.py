@@ -24,11 +24,10 @@ class GKD(OnPolicy, name="gkd"):
     Equation: T^2 * D(p, q) of each token, mean over the tokens of a batch's responses, in nats; with probability
     `share` the student writes them, else they are those of the data. No gradient goes through the writing.
     Labels: not used. Samples are pairs of a prompt and a response.
-    Seeds: the coin of a step, and what is drawn for a sample in it, depend on the method's seed, the step and the
-    sample's id alone.
+    Use: every method of the stage sees the responses that are written; `supervised` beside it would teach the student
+    its own texts in these steps. The coin of a step, and what is drawn for a sample in it, depend on the method's seed,
+    the step and the sample's id alone.
     Deviation: the authors take the temperature 1 in the loss, as the default here does.
-    Every method of the stage sees the responses that are written: `supervised` beside it would teach the student its
-    own texts in these steps.
     Cost: in a share of the steps the student writes, token by token, which takes most of a step's time.
     Fails when: the student writes nothing sensible yet; train it on the data first (`token_kd`, `supervised`), or begin
     with a small share. The teacher has to be a live model with the same tokenizer.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -34,7 +34,7 @@ class KDRL(OnPolicy, name="kdrl"):
     Labels: not used. Samples are pairs of a prompt and a response; the right answer is read from the response.
     Deviation: every group serves one step of the optimiser, so that r is 1 and nothing is clipped. Masked tokens stay
     in the mean, so that beta keeps its meaning.
-    Defaults: beta lies in the range of the paper's annealing; a constant one and the size of a group it does not give.
+    Weight: beta lies in the range of the paper's annealing; a constant one and the size of a group it does not give.
     Cost: `group` responses to every prompt are written, token by token, and scored by the teacher.
     Fails when: no response is ever right and the teacher is not listened to (beta 0): there is nothing to learn from.
     With a poor teacher and rewards that come often, rewards alone do better. beta counts per token: 1e-3 suits long
@@ -160,8 +160,8 @@ class KDRL(OnPolicy, name="kdrl"):
 
     def _expected(self, batch: Batch) -> list[str]:
         """Return the right answer to each prompt, read from the responses of the data."""
-        readers = {"boxed": boxed_answer, "gsm8k": gsm8k_answer, "whole": str.strip}
-        found = []
+        readers: dict[str, Callable[[str], str | None]] = {"boxed": boxed_answer, "gsm8k": gsm8k_answer, "whole":
+        str.strip} found = []
         for sequence in prompted(batch, self.name):
             text = self._layout.decode(sequence.response)
             answer = readers[self.verifier](text)

@@ -24,8 +24,9 @@ class MiniLLM(OnPolicy, name="minillm"):
     Equation: -w_t * A_t * d log q(y_t) + `exact` * KL(q_t || p_t) of each token, mean over the tokens of the batch's
     responses; A_t is the whitened mean of the rewards log p(y_i) - log q(y_i) from t on, discounted by `gamma`, and w_t
     = q / ((1 - share) q + share * p).
-    Stabilisers: responses are drawn from a mixture with the teacher (`share`), returns are divided by the number of
-    tokens that remain (`length`), the first step of each return is computed exactly (`exact`), ratios are clipped.
+    Use: alone in a stage, after one on the data. Responses are drawn from a mixture with the teacher (`share`), returns
+    are divided by the number of tokens that remain (`length`), the first step of each return is computed exactly
+    (`exact`), ratios are clipped.
     Labels: not used. Samples are pairs of a prompt and a response; only the prompts are read.
     Deviation: every response serves one step of the optimiser, where the authors take four: the ratio of policies
     is 1, and what is clipped is w alone. Whitening is over the tokens of the part of a batch that a process holds at a
