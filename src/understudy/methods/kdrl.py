@@ -23,6 +23,13 @@ from understudy.methods.wiring import Wiring
 from understudy.models.tokens import Tokens, TokenSequence
 from understudy.sampling import Sampling
 
+READERS: dict[str, Callable[[str], str | None]] = {
+    "whole": str.strip,
+    "boxed": boxed_answer,
+    "gsm8k": gsm8k_answer,
+}
+"""What finds the answer in a response of the data, by the name of the verifier."""
+
 
 class KDRL(OnPolicy, name="kdrl"):
     """Reward right answers of the student, and keep it near the teacher, on the same responses.
@@ -160,11 +167,10 @@ class KDRL(OnPolicy, name="kdrl"):
 
     def _expected(self, batch: Batch) -> list[str]:
         """Return the right answer to each prompt, read from the responses of the data."""
-        readers: dict[str, Callable[[str], str | None]] = {"boxed": boxed_answer, "gsm8k": gsm8k_answer, "whole":
-        str.strip} found = []
+        found = []
         for sequence in prompted(batch, self.name):
             text = self._layout.decode(sequence.response)
-            answer = readers[self.verifier](text)
+            answer = READERS[self.verifier](text)
             if answer is None:
                 raise TrainingError(
                     f"Method 'kdrl': the response of sample {int(batch.index[sequence.document])} has no answer in the "
