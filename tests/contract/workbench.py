@@ -1,5 +1,7 @@
 """A workbench for methods: one stage of a toy run at a time, on images, on texts, and on a language model.
 
+"language" is a language model of texts, "pairs" one of prompts and responses.
+
 A stage's methods are named; what a method needs before it (`Method.follows`) is trained by itself.
 """
 
@@ -40,6 +42,7 @@ COUNT, BATCH, STEPS = 48, 16, 4
 ALONE = World(0, 1, torch.device("cpu"))
 TEXT_ONLY = frozenset({"minilm"})
 """Methods that read queries, keys and values, which the image networks do not have."""
+LANGUAGE_KINDS = ("language", "pairs")
 LANGUAGE = {
     "student": {"hidden_size": 8, "num_hidden_layers": 2, "intermediate_size": 12},
     "teacher": {"hidden_size": 12, "num_hidden_layers": 4, "intermediate_size": 16},
@@ -133,6 +136,8 @@ def source(kind: str, missing: int) -> Source:
             "abc"[label] * (2 + number % 3) + "defgh"[number % 5] * (1 + number % 4)
             for number, label in enumerate(labels.tolist())
         ]
+    if kind == "pairs":
+        inputs = [(text[:4], text[:4][::-1]) for text in inputs]
     return from_tensors(
         inputs[:COUNT],
         train,
@@ -147,8 +152,10 @@ def model(kind: str, role: str) -> Model:
     small = role == "student"
     if kind == "text":
         return Model(Reader(8 if small else 12, 2 if small else 4), Letters(), "reader")
-    if kind == "language":
-        heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 32}
+    if kind in LANGUAGE_KINDS:
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+        # Every token that fits into a row is written, where nothing has been learnt.
+        heads["max_position_embeddings"] = 16 if kind == "pairs" else 32
         return build(
             "hf:llama",
             classes=len(CLASSES),
@@ -202,7 +209,10 @@ class Bench:
 
 def kind_for(*names: str) -> str:
     """Return what methods are tested on where one kind is enough."""
-    if any(methods.get(name).needs_tokens for name in names if name in methods):
+    known = [methods.get(name) for name in names if name in methods]
+    if any(getattr(method, "needs_prompts", False) for method in known):
+        return "pairs"
+    if any(method.needs_tokens for method in known):
         return "language"
     return "text" if TEXT_ONLY & set(names) else "image"
 
@@ -247,7 +257,7 @@ def bench(
         ),
         student=lambda: model(kind, "student"),
         teacher=None,
-        task=make_task("causal_lm" if kind == "language" else "classification"),
+        task=make_task("causal_lm" if kind in LANGUAGE_KINDS else "classification"),
         arms={},
         settings=Settings(
             batch_size=BATCH, precision=precision, channels_last=False, compile=compile

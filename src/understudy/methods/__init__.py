@@ -9,15 +9,18 @@ from understudy.methods.cwd import CWD
 from understudy.methods.dino import DINO
 from understudy.methods.dist import DIST
 from understudy.methods.dkd import DKD
+from understudy.methods.dpo import DPO
 from understudy.methods.feature_gram import FeatureGram
 from understudy.methods.fitnet import FitNet
 from understudy.methods.fsp import FSP
 from understudy.methods.ft import FT
 from understudy.methods.ft_paraphraser import FTParaphraser
+from understudy.methods.gkd import GKD
 from understudy.methods.ickd import ICKD
 from understudy.methods.kd import KD
 from understudy.methods.kd_layer import VisualWordLayer
 from understudy.methods.kd_layer_subclass import SubClassLayer
+from understudy.methods.kdrl import KDRL
 from understudy.methods.ktaad import KTAAD
 from understudy.methods.ktaad_translator import KTAADTranslator
 from understudy.methods.lelp import LELP
@@ -25,6 +28,7 @@ from understudy.methods.logit_standardised_kd import LogitStandardisedKD
 from understudy.methods.method import Method, Ramp, methods
 from understudy.methods.mgd import MGD
 from understudy.methods.mi_alpha import MIAlpha
+from understudy.methods.minillm import MiniLLM
 from understudy.methods.minilm import MiniLM
 from understudy.methods.nkd import NKD
 from understudy.methods.nst import NST
@@ -64,10 +68,13 @@ __all__ = [
     "DINO",
     "DIST",
     "DKD",
+    "DPO",
     "FSP",
     "FT",
+    "GKD",
     "ICKD",
     "KD",
+    "KDRL",
     "KTAAD",
     "LELP",
     "MGD",
@@ -93,6 +100,7 @@ __all__ = [
     "LogitStandardisedKD",
     "MIAlpha",
     "Method",
+    "MiniLLM",
     "MiniLM",
     "Procrustes",
     "Ramp",

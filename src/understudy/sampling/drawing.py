@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from understudy.sampling.mixture import Mixture
 from understudy.sampling.settings import Sampling
 from understudy.seeding import uniform_on_device
 
@@ -27,6 +28,7 @@ class Draw:
         prompts: int64 [B, T], the tokens of the prompts.
         mask: [B, T], which of them are no padding.
         vocabulary: tokens beyond this are padding of the output layer and never drawn; None for all.
+        mixture: a second model that is drawn from as well; None for none.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class Draw:
         prompts: torch.Tensor,
         mask: torch.Tensor,
         vocabulary: int | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         """Start at the first token."""
-        self.settings, self.vocabulary = settings, vocabulary
+        self.settings, self.vocabulary, self.mixture = settings, vocabulary, mixture
         self._keys, self._numbers = keys, numbers
         self._prompts, self._mask = prompts, mask
         self._seen: torch.Tensor | None = None
@@ -60,9 +63,12 @@ class Draw:
             log_probs = scores.log_softmax(dim=1)
             tokens = scores.argmax(dim=1, keepdim=True)
         else:
-            scores = truncated(
-                scores / self.settings.temperature, self.settings.top_k, self.settings.top_p
-            )
+            scores = scores / self.settings.temperature
+            if self.mixture is not None:
+                scores = self.mixture.mixed(
+                    scores.log_softmax(dim=1), input_ids, self.settings.temperature
+                )
+            scores = truncated(scores, self.settings.top_k, self.settings.top_p)
             log_probs = scores.log_softmax(dim=1)
             tokens = drawn(log_probs, self._uniform()).unsqueeze(1)
         if self.settings.log_probs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from understudy.models.optional import require
 from understudy.models.taps import unwrap
 from understudy.models.tokenizer import tokenizer_fingerprint
 from understudy.sampling.drawing import Draw, Stops
+from understudy.sampling.mixture import Mixture
 from understudy.sampling.settings import PromptTokens, Sample, Sampling, keys_of, until_stop
 
 
@@ -31,6 +33,9 @@ class ModelSampler:
         ends: tokens that end a text; None for those of the model's generation settings and the tokenizer.
         vocabulary: tokens beyond this are padding of the output layer; None for the tokenizer's length.
         batch_size: responses that are written at the same time.
+        mixed_with: a second model of the same vocabulary; each token is drawn from a mixture of both distributions, at
+            the same temperature, before truncation. At temperature 0 it is not asked.
+        share: the second model's share, in [0, 1).
 
     Raises:
         ModelError: the module cannot generate, or has an encoder.
@@ -44,6 +49,8 @@ class ModelSampler:
         ends: Sequence[int] | None = None,
         vocabulary: int | None = None,
         batch_size: int = 32,
+        mixed_with: nn.Module | None = None,
+        share: float = 0.0,
     ) -> None:
         """Find out what ends a text."""
         self.module = unwrap(module)
@@ -60,7 +67,11 @@ class ModelSampler:
             )
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        if not 0 <= share < 1:
+            raise ValueError(f"share is {share}; it must be at least 0 and below 1")
         self.tokenizer, self.batch_size = tokenizer, batch_size
+        self.mixed_with = unwrap(mixed_with) if mixed_with is not None and share else None
+        self.share = share
         self.ends = tuple(ends) if ends is not None else ends_of(self._inner, tokenizer)
         self.vocabulary = (
             vocabulary if vocabulary is not None or tokenizer is None else len(tokenizer)
@@ -96,7 +107,10 @@ class ModelSampler:
         # Prompts of about the same length share a batch; the longest first, so that a lack of memory shows at once.
         order = sorted(range(len(rows)), key=lambda row: -len(encoded[rows[row][0]]))
         found: dict[int, Sample] = {}
-        with _writing(self.module, self._inner):
+        with contextlib.ExitStack() as held:
+            for module in (self.module, self.mixed_with):
+                if module is not None:
+                    held.enter_context(_writing(module, base_of(module)))
             for begin in range(0, len(order), self.batch_size):
                 chosen = order[begin : begin + self.batch_size]
                 batch = [(*rows[row], encoded[rows[row][0]], names[rows[row][0]]) for row in chosen]
@@ -125,6 +139,8 @@ class ModelSampler:
             "tokenizer": None if self.tokenizer is None else tokenizer_fingerprint(self.tokenizer),
             "ends": list(self.ends),
             "vocabulary": self.vocabulary,
+            "mixed_with": None if self.mixed_with is None else fingerprint(self.mixed_with),
+            "share": self.share,
         }
 
     def _tokens(self, prompt: PromptTokens) -> torch.Tensor:
@@ -168,6 +184,7 @@ class ModelSampler:
             ids,
             mask,
             self.vocabulary,
+            None if self.mixed_with is None else Mixture(self.mixed_with, self.share, mask),
         )
         stops = (
             Stops(self.tokenizer, settings.stop, width, len(rows))
@@ -262,3 +279,5 @@ def _writing(module: nn.Module, inner: Any) -> Iterator[None]:
             part.generation_config = own
         for part, mode in modes:
             part.training = mode
+        # Under autocast, weights that were converted without gradient must not serve a pass with gradient.
+        torch.clear_autocast_cache()
