@@ -105,6 +105,24 @@ def test_ids_that_were_damaged_are_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [20, 300, 40_000])
+def test_opened_records_say_what_stored_ones_say(dtype: str, classes: int) -> None:
+    codec = Sparse(classes, 5, dtype, (1.0, 4.0))
+    logits = torch.randn(7, classes, generator=torch.Generator().manual_seed(0)) * 3
+    rows, _ = codec.encode(logits)
+    turned = np.arange(7)[::-1]
+    found, expected = (
+        codec.restore(codec.columns(each[turned])) for each in (codec.opened(rows), rows)
+    )
+    assert torch.equal(found.indices.flip(0), logits.topk(5).indices.sort(dim=1).values)
+    assert found.indices.dtype == torch.int64
+    for name in ("values", "indices", "entropy"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    for one, other in zip(found.tails.values(), expected.tails.values(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("k", [1, 5, 20])
 def test_top_k_comes_back_within_the_bound(dtype: str, k: int) -> None:
     logits, codec = sample((20,)), Sparse(20, k, dtype, (1.0, 4.0))

@@ -10,17 +10,26 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from toy import experiment
 
 from understudy.errors import TrainingError, UnderstudyError, UnknownName
 from understudy.methods import KD, Ramp, Supervised
 from understudy.training.distribution import World
-from understudy.training.optimizers import Optimizer, optimizer_classes
+from understudy.training.optimizers import Optimizer, optimizer_classes, quick_step
 from understudy.training.plan import make_plan
 from understudy.training.precision import Precision, choose
 from understudy.training.recorder import Recorder
 from understudy.training.run import run
-from understudy.training.schedules import Constant, Cosine, Linear, MultiStep, OneCycle, schedules
+from understudy.training.schedules import (
+    Constant,
+    Cosine,
+    Linear,
+    MultiStep,
+    OneCycle,
+    Rate,
+    schedules,
+)
 from understudy.training.settings import Settings
 from understudy.training.stage import EarlyStopping, Stage
 from understudy.training.trackers import make_trackers
@@ -51,6 +60,62 @@ def test_cosine_equals_torch() -> None:
         assert Cosine().factor(step, 40, 10) == pytest.approx(reference.get_last_lr()[0], abs=1e-9)
         optimizer.step()
         reference.step()
+
+
+def test_rates_are_those_of_lambda_lr_to_the_bit() -> None:
+    def factor(step: int) -> float:
+        return Cosine(0.5, final=0.01).factor(step, 20, 7)
+
+    groups = [[{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.3, 0.07)]] * 2
+    ours, theirs = (torch.optim.SGD(copy.deepcopy(group), lr=1.0) for group in groups)
+    reference = torch.optim.lr_scheduler.LambdaLR(theirs, factor)
+    rate = Rate(ours, factor)
+    for step in range(20):
+        rate.set(step)
+        found = [group["lr"] for group in ours.param_groups]
+        assert found == [group["lr"] for group in theirs.param_groups]
+        assert rate.at(step) == found[0]
+        theirs.step()
+        reference.step()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "adagrad"])
+def test_the_quick_step_is_the_step(name: str) -> None:
+    found = []
+    for quick in (False, True):
+        parameters = [nn.Parameter(torch.arange(1.0, 4.0)) for _ in range(2)]
+        keywords = {"momentum": 0.9} if name == "sgd" else {}
+        optimizer = Optimizer(name, lr=0.1, **keywords).build(parameters)
+        step = quick_step(optimizer) if quick else optimizer.step
+        for number in range(4):
+            # The second parameter comes late, which SGD's momentum has to be told.
+            for parameter in parameters[: 1 if number == 0 else 2]:
+                parameter.grad = parameter.detach().square() * 0.1
+            step()
+        found.append([parameter.detach() for parameter in parameters])
+    assert all(map(torch.equal, *found))
+
+
+def test_the_quick_step_heeds_whoever_listens() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = Optimizer("sgd", lr=0.1, momentum=0.9).build([parameter])
+    step, heard = quick_step(optimizer), []
+    parameter.grad = torch.ones(2)
+    step()
+    handle = optimizer.register_step_pre_hook(lambda *_: heard.append("before"))
+    step()
+    handle.remove()
+    handle = optimizer.register_step_post_hook(lambda *_: heard.append("after"))
+    step()
+    handle.remove()
+    handle = register_optimizer_step_pre_hook(lambda *_: heard.append("all"))
+    step()
+    handle.remove()
+    step()
+    assert heard == ["before", "after", "all"]
+    with torch.autograd.profiler.profile() as profile:
+        step()
+    assert any("Optimizer.step" in event.name for event in profile.function_events)
 
 
 def test_warm_up_steps_and_ends() -> None:

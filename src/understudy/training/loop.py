@@ -52,7 +52,7 @@ def train(
                 terms[name] = terms[name] + value if name in terms else value
         norm = run.clip()
         run.rate.set(run.step)
-        run.optimizer.step()
+        run.update()
         run.module.after_step()
         run.averaging.after_step()
         run.step += 1

@@ -31,6 +31,7 @@ from understudy.training.distribution import World
 from understudy.training.fitting import fit_methods
 from understudy.training.freezing import freeze, frozen_parts, undecayed
 from understudy.training.live_side import live_teacher
+from understudy.training.optimizers import quick_step
 from understudy.training.precision import Precision
 from understudy.training.random_state import get_random_state, set_random_state
 from understudy.training.schedules import Rate
@@ -194,6 +195,7 @@ class StageRun:
                 f"Stage '{stage.name}' trains nothing: `freeze` covers the whole student and no method has parameters."
             )
         self.optimizer = stage.optimizer.build(self.trained, undecayed(self.module))
+        self.update = quick_step(self.optimizer)
         self.rate = Rate(self.optimizer, self._factor)
         torch.manual_seed(seeding.derive(seed, "stage", world.rank))
 

@@ -104,8 +104,10 @@ class TrainingStep(nn.Module):
                     term = term * shares[index]
                 label = self._labels[index]
                 terms[f"{label}.{name}" if name else label] = term.detach()
-                scaled = term if weight == 1 else term * weight
-                total = scaled if total is None else total + scaled
+                if total is None:
+                    total = term if weight == 1 else term * weight
+                else:
+                    total = torch.add(total, term, alpha=weight)
         if self._follows and self.training:
             self._taken.append(step)
         if total is None:

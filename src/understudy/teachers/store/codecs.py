@@ -14,7 +14,8 @@ import torch
 from understudy.errors import StoreError
 from understudy.models.outputs import TopK
 from understudy.teachers.store.deviation import Deviation
-from understudy.teachers.store.packing import pack, packed_bytes, unpack
+from understudy.teachers.store.opened import Opened
+from understudy.teachers.store.packing import pack, packed_bytes
 
 DTYPES = ("float32", "bf16", "float16", "int8")
 """What numbers can be kept in; int8 is a code of 8 bits with a scale and an offset for every vector."""
@@ -38,8 +39,11 @@ class Codec(Protocol):
     def encode(self, values: torch.Tensor) -> tuple[np.ndarray, Deviation]:
         """Return the records [B, *row_shape] of a batch, and how far they are from it."""
 
+    def opened(self, rows: np.ndarray) -> np.ndarray:
+        """Return records as memory holds them: what takes long to decode is decoded, at the stored precision."""
+
     def columns(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return records as tensors on the CPU, still in their stored precision."""
+        """Return records, opened or not, as tensors on the CPU, still in their stored precision."""
 
     def restore(self, columns: Mapping[str, torch.Tensor]) -> torch.Tensor | TopK:
         """Return the numbers from what `columns` gave, on whatever device it is now."""
@@ -130,6 +134,10 @@ class Dense:
         rows["codes"] = codes.to(torch.int8).flatten(1).numpy()
         return rows
 
+    def opened(self, rows: np.ndarray) -> np.ndarray:
+        """Return the records as they are."""
+        return rows
+
     def columns(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Return the numbers, or the parts of an int8 record."""
         if self.dtype != "int8":
@@ -218,26 +226,33 @@ class Sparse:
             deviation = deviation.with_mean("tail mass", share / whole)
         return rows, deviation.with_mean("entropy", found.entropy)
 
+    @cached_property
+    def _opened(self) -> Opened:
+        bf16 = ["values"] if self.dtype == "bf16" else []
+        return Opened(self.record, self.k, self.classes, bf16)
+
+    def opened(self, rows: np.ndarray) -> np.ndarray:
+        """Return records with their ids unpacked, as bytes (see `Opened`)."""
+        return self._opened.open(rows)
+
     def columns(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return values, tails and entropy as stored, and the ids unpacked."""
-        names = ["tails", "entropy"] + (["scale"] if self.dtype == "int8" else [])
-        found = {name: torch.from_numpy(rows[name].copy()) for name in names}
-        values = rows["values"].copy()
-        stored = torch.from_numpy(values) if self.dtype == "int8" else _to_torch(values, self.dtype)
-        ids = torch.from_numpy(unpack(rows["ids"].copy(), self.k, self.classes))
-        return {**found, "values": stored, "ids": ids}
+        """Return opened records as bytes: one tensor, which goes to a device in one piece."""
+        if rows.dtype != np.uint8:
+            rows = self.opened(rows)
+        return {"record": torch.from_numpy(rows)}
 
     def restore(self, columns: Mapping[str, torch.Tensor]) -> TopK:
         """Return the kept logits in float32."""
-        values = columns["values"].float()
+        part = self._opened.parts(columns["record"])
+        values = part["values"].float()
         if self.dtype == "int8":
-            values = -values * columns["scale"][:, None]
-        tails = columns["tails"].float().unbind(dim=1)
+            values = -values * part["scale"]
+        tails = part["tails"].float().unbind(dim=1)
         return TopK(
             values,
-            columns["ids"],
+            part["ids"].long(),
             dict(zip(self.temperatures, tails, strict=True)),
-            columns["entropy"].float(),
+            part["entropy"].float().squeeze(1),
             self.classes,
         )
 

@@ -14,8 +14,8 @@ from understudy.teachers.store.codecs import Dense, Sparse, record_bytes
 from understudy.teachers.store.files import Files, mapped
 from understudy.teachers.store.manifest import Manifest, Shard, file_of, tap_column
 
-RESIDENT_BYTES = 256 * 2**20
-"""A column of up to this size is read into one array, in which rows are found in a third of the time."""
+RESIDENT_BYTES = 512 * 2**20
+"""A column of up to this size is read into one array and opened once, after which a batch is one look-up in memory."""
 
 
 class Rows:
@@ -81,12 +81,12 @@ class Rows:
     def positions(self, ids: np.ndarray) -> np.ndarray:
         """Return where ids stand among the sorted ones."""
         if self._dense_from is not None:
-            found = ids - self._dense_from
-            wrong = (found < 0) | (found >= len(self.ids))
+            found = ids - self._dense_from if self._dense_from else ids
+            wrong = _outside(found, len(self.ids))
         else:
             found = np.searchsorted(self.ids, ids)
             wrong = self.ids[np.minimum(found, len(self.ids) - 1)] != ids
-        if wrong.any():
+        if np.count_nonzero(wrong):
             raise StoreError(
                 f"The store {self._place} does not hold sample {int(ids[wrong][0])} (nor {int(wrong.sum()) - 1} others "
                 f"of {len(ids)}); its part '{self._name}' has {len(self.ids)} samples."
@@ -99,17 +99,16 @@ class Rows:
         count = self._part.views
         if count is None:
             return positions
-        wrong = (views < 0) | (views >= count)
-        if wrong.any():
+        wrong = _outside(views, count)
+        if np.count_nonzero(wrong):
             raise StoreError(
                 f"The store {self._place} does not hold view {int(views[wrong][0])} of sample "
                 f"{int(ids[wrong][0])}; it has views 0 to {count - 1}."
             )
-        rows: np.ndarray = positions * count + views
-        return rows
+        return positions if count == 1 else positions * count + views
 
     def gather(self, column: str, rows: np.ndarray) -> np.ndarray:
-        """Return rows of a column in the order asked for."""
+        """Return rows of a column in the order asked for, opened where the column is (see `Codec`)."""
         arrays = self._column(column)
         if len(arrays) == 1 or not len(rows):
             return arrays[0].take(rows, axis=0)
@@ -128,12 +127,18 @@ class Rows:
 
     def _column(self, column: str) -> Sequence[np.ndarray]:
         if column not in self._arrays:
-            size = record_bytes(self.codec(column)) * self._part.rows
+            codec = self.codec(column)
             arrays = [self._load(shard, column) for shard in self._part.shards]
-            if len(arrays) > 1 and size <= RESIDENT_BYTES:
-                arrays = [np.concatenate(arrays)]
+            if record_bytes(codec) * self._part.rows <= RESIDENT_BYTES:
+                arrays = [codec.opened(array) for array in arrays]
+                arrays = arrays if len(arrays) == 1 else [np.concatenate(arrays)]
             self._arrays[column] = arrays
         return self._arrays[column]
 
     def _load(self, shard: Shard, column: str) -> np.ndarray[Any, Any]:
         return mapped(self._files.local(file_of(shard, column)))
+
+
+def _outside(numbers: np.ndarray, end: int) -> np.ndarray:
+    """Return where int64 numbers are not from 0 to `end` - 1: as unsigned ones those below 0 are very large."""
+    return numbers.view(np.uint64) >= end
