@@ -1,6 +1,9 @@
 """Objectives on the next-token distributions of sequences."""
 
-from understudy.objectives.sequence.across_vocabularies import uld
+from understudy.objectives.sequence.across_vocabularies import (
+    gold,
+    uld,
+)
 from understudy.objectives.sequence.kullback_leibler import (
     adaptive_kl,
     forward_kl,
@@ -33,6 +36,11 @@ from understudy.objectives.sequence.sampled import (
     sampled_kl,
     token_log_probabilities,
 )
+from understudy.objectives.sequence.spans import (
+    answers,
+    common_spans,
+    spans,
+)
 from understudy.objectives.sequence.weights import (
     sequence_weights,
 )
@@ -41,9 +49,12 @@ __all__ = [
     "adaptive_kl",
     "alpha_beta",
     "annealed_coefficient",
+    "answers",
     "clipped_policy",
+    "common_spans",
     "distilled_advantages",
     "forward_kl",
+    "gold",
     "group_advantages",
     "jensen_shannon",
     "kdrl",
@@ -57,6 +68,7 @@ __all__ = [
     "sequence_weights",
     "skewed_forward_kl",
     "skewed_reverse_kl",
+    "spans",
     "symmetric_kl",
     "teacher_mixed_importance",
     "token_log_probabilities",
