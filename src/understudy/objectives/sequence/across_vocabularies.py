@@ -108,7 +108,7 @@ def gold(
     if shared.dim() != 2 or shared.shape[1] != 2:
         raise ValueError(f"shared has shape {tuple(shared.shape)}; it must be [M, 2]")
     log_q = _log_measure(student, student_rest, temperature, weight)
-    log_p = _log_measure(teacher.detach(), teacher_rest, temperature, weight).detach()
+    log_p = _log_measure(teacher, teacher_rest, temperature, weight).detach()
     here, there = shared.unbind(dim=1)
     log_m = log_mixture(log_p[..., there], log_q[..., here], beta)
     alike = beta * kullback_leibler(log_p[..., there], log_m)
