@@ -24,8 +24,10 @@ def test_uld_is_that_of_the_authors() -> None:
         case = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
     logits = case["student_logits"].clone().requires_grad_()
     length = min(logits.shape[1], case["teacher_logits"].shape[1])
-    ours = objectives.answers(logits, case["student_labels"], length=length)
-    theirs = objectives.answers(case["teacher_logits"], case["teacher_labels"], length=length)
+    ours = objectives.aligned_answers(logits, case["student_labels"], length=length)
+    theirs = objectives.aligned_answers(
+        case["teacher_logits"], case["teacher_labels"], length=length
+    )
     loss = objectives.uld(
         ours.logits, theirs.logits, weight=objectives.sequence_weights(ours.mask & theirs.mask)
     )
@@ -53,13 +55,13 @@ def test_uld_sees_no_order_and_no_missing_tokens() -> None:
 def test_answers_begin_at_the_first_place() -> None:
     logits = torch.arange(24.0).reshape(3, 4, 2)
     labels = torch.tensor([[-100, -100, 5, 6], [7, 8, -100, -100], [-100, -100, -100, -100]])
-    found = objectives.answers(logits, labels)
+    found = objectives.aligned_answers(logits, labels)
     assert found.tokens.tolist() == [[5, 6, 0, 0], [7, 8, 0, 0], [0, 0, 0, 0]]
     # Nothing predicts the very first token of a sequence.
     assert found.mask.int().tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
     assert torch.equal(found.logits[0, :2], logits[0, 1:3])
     assert torch.equal(found.logits[1, 1], logits[1, 0])
-    shifted = objectives.answers(logits, labels, length=2, predicting=False)
+    shifted = objectives.aligned_answers(logits, labels, length=2, predicting=False)
     assert shifted.mask.int().tolist() == [[1, 1], [1, 1], [0, 0]]
     assert torch.equal(shifted.logits[0], logits[0, 2:])
     assert torch.equal(shifted.logits[1], logits[1, :2])
@@ -238,8 +240,8 @@ LOGITS, TOKENS = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: objectives.answers(LOGITS, TOKENS[:, :2]), r"\(2, 3, 4\).*\(2, 2\)"),
-        (lambda: objectives.answers(LOGITS, TOKENS, length=0), "length is 0"),
+        (lambda: objectives.aligned_answers(LOGITS, TOKENS[:, :2]), r"\(2, 3, 4\).*\(2, 2\)"),
+        (lambda: objectives.aligned_answers(LOGITS, TOKENS, length=0), "length is 0"),
         (lambda: objectives.common_spans([1], [3, 2]), "teacher's token 1 ends at 2, .* 3"),
         (lambda: objectives.spans(LOGITS, TOKENS, TOKENS[:1], count=1), r"\(2, 3\).*\(1, 3\)"),
         (lambda: objectives.spans(LOGITS, TOKENS, TOKENS, count=1, merge="x"), "merge is 'x'"),

@@ -82,13 +82,15 @@ def distances(
         rows: tokens that are worked on at a time.
 
     Raises:
-        DataError: shapes do not fit, or a K is not in [1, C].
+        DataError: shapes do not fit, a K is not in [1, C], or T is not positive.
     """
     if student.shape != teacher.shape or student.dim() < 2:
         raise DataError(
             f"The student's logits have shape {tuple(student.shape)} and the teacher's {tuple(teacher.shape)}; both "
             "must be [..., classes]."
         )
+    if not temperature > 0:
+        raise DataError(f"temperature is {temperature}; it must be greater than 0.")
     if any(not 1 <= count <= student.shape[-1] for count in top):
         raise DataError(f"top is {top}; with {student.shape[-1]} classes each must lie between.")
     if weight is None:

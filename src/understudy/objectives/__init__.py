@@ -89,9 +89,9 @@ from understudy.objectives.response import (
 )
 from understudy.objectives.sequence import (
     adaptive_kl,
+    aligned_answers,
     alpha_beta,
     annealed_coefficient,
-    answers,
     clipped_policy,
     common_spans,
     distilled_advantages,
@@ -134,9 +134,9 @@ __all__ = [
     "activation_boundaries",
     "adaptive_kl",
     "affinity",
+    "aligned_answers",
     "alpha_beta",
     "annealed_coefficient",
-    "answers",
     "attention_relation",
     "attention_transfer",
     "binary_kd",

@@ -37,7 +37,7 @@ from understudy.objectives.sequence.sampled import (
     token_log_probabilities,
 )
 from understudy.objectives.sequence.spans import (
-    answers,
+    aligned_answers,
     common_spans,
     spans,
 )
@@ -47,9 +47,9 @@ from understudy.objectives.sequence.weights import (
 
 __all__ = [
     "adaptive_kl",
+    "aligned_answers",
     "alpha_beta",
     "annealed_coefficient",
-    "answers",
     "clipped_policy",
     "common_spans",
     "distilled_advantages",

@@ -41,7 +41,7 @@ class Spans(NamedTuple):
     mask: torch.Tensor
 
 
-def answers(
+def aligned_answers(
     logits: torch.Tensor,
     labels: torch.Tensor,
     *,
