@@ -167,7 +167,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
     The k-th smallest of m is multiplied by m - k + 1, never falls below a smaller one's, and is at most 1.
 
-    Source: Holm, "A Simple Sequentially Rejective Multiple Outcome Procedure", 1979.
+    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
 
     Raises:
         DataError: a p-value is not in [0, 1].
