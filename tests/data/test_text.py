@@ -43,6 +43,19 @@ def test_a_piece_longer_than_a_document_stays_whole(tmp_path: Path) -> None:
     assert sorted(whole) == ["a" * 99, "b\nc\nd"]
 
 
+def test_a_document_is_cut_into_prompt_and_rest(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(
+        "first words and more\nshort\nalso some words here\nlast words too"
+    )
+    source = text(str(tmp_path / "a.txt"), unit="line", prompt_characters=4, test=0.5)
+    whole = sorted([*documents(source.train), *documents(source.test)])
+    assert whole == [
+        ("also", " some words here"),
+        ("first", " words and more"),
+        ("last", " words too"),
+    ]
+
+
 def test_articles_begin_with_their_title(tmp_path: Path) -> None:
     (tmp_path / "w.txt").write_text(
         " \n = One = \n \n first \n\n = = Part = = \n more \n = Two = \n \n second \n"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -36,6 +36,7 @@ def text(
     validation: str | float | list[str] | dict[str, str | list[str]] | None = None,
     unit: Unit = "file",
     characters: int | None = None,
+    prompt_characters: int | None = None,
     encoding: str = "utf-8",
     split_seed: int = 0,
 ) -> Source:
@@ -50,6 +51,9 @@ def text(
             by a line ` = Title = `, as in WikiText).
         characters: pieces that follow each other in a file are joined to documents of at most this many characters;
             longer pieces stay whole. None: every piece is a document.
+        prompt_characters: every document becomes a pair of a prompt, its beginning of about so many characters up to
+            a space, and a response, the rest, as methods need in which a model writes. Documents without a rest are
+            left out. None: documents are texts.
         encoding: of the files.
         split_seed: which documents a fraction takes; independent of the run's seed.
 
@@ -62,6 +66,8 @@ def text(
         raise unknown_name("unit of text", unit, UNITS)
     if characters is not None and characters < 1:
         raise DataError(f"characters is {characters}; a document has at least 1.")
+    if prompt_characters is not None and prompt_characters < 1:
+        raise DataError(f"prompt_characters is {prompt_characters}; a prompt has at least 1.")
     reader = _Reader(unit, characters, encoding)
     given: dict[str, Mapping[str, Sequence[str]]] = {"train": _by_domain(path)}
     roles: dict[str, str | float | None] = {}
@@ -72,13 +78,13 @@ def text(
             given[role] = _by_domain(value)
             roles[role] = role
     domains = tuple(dict.fromkeys(name for part in given.values() for name in part))
-    documents: list[str] = []
+    documents: list[Any] = []
     splits = {}
     for name, part in given.items():
         found = [
             (document, domains.index(domain))
             for domain, places in part.items()
-            for document in reader.documents(places)
+            for document in _in_two(reader.documents(places), prompt_characters)
         ]
         numbers = torch.arange(len(found))
         labels = torch.tensor([domain for _, domain in found], dtype=torch.int64)
@@ -147,6 +153,20 @@ class _Reader:
             whole = longer
         if whole:
             yield whole
+
+
+def _in_two(
+    documents: Iterator[str], prompt: int | None
+) -> Iterator[str] | Iterator[tuple[str, str]]:
+    """Cut each document into its beginning, of about so many characters, and the rest."""
+    if prompt is None:
+        yield from documents
+        return
+    for document in documents:
+        # The rest begins with the space, as the next word of a text does.
+        place = next((n for n in range(prompt, len(document)) if document[n].isspace()), None)
+        if place is not None and any(map(str.isalnum, document[place:])):
+            yield document[:place], document[place:]
 
 
 def _by_domain(given: Paths) -> dict[str, list[str]]:
