@@ -42,6 +42,7 @@ class KDRL(OnPolicy, name="kdrl"):
     Deviation: every group serves one step of the optimiser, so that r is 1 and nothing is clipped. Masked tokens stay
     in the mean, so that beta keeps its meaning.
     Weight: beta lies in the range of the paper's annealing; a constant one and the size of a group it does not give.
+    Log: `kdrl.reward`, the mean reward, and `kdrl.kl`, the mean of log q(y_t) - log p(y_t), which estimates KL(q || p).
     Cost: `group` responses to every prompt are written, token by token, and scored by the teacher.
     Fails when: no response is ever right and the teacher is not listened to (beta 0): there is nothing to learn from.
     With a poor teacher and rewards that come often, rewards alone do better. beta counts per token: 1e-3 suits long
@@ -140,16 +141,19 @@ class KDRL(OnPolicy, name="kdrl"):
         labels = step.labels_for(self.name)
         ours = token_log_probs(step.student, labels)
         responses = Responses.of(tokens)
+        step.note("reward", rewards.float().mean())
         advantages = objectives.group_advantages(rewards, deviation=self.deviation)
         per_token = responses.spread(advantages.flatten())
         if not self.needs_teacher:
             return objectives.clipped_policy(ours, per_token, clip=self.clip)
+        theirs = token_log_probs(step.teacher, labels)
+        step.note("kl", (ours - theirs).mean())
         distilled = responses.spread(objectives.reward_guided_mask(rewards, self.masking).flatten())
         if not self.end:
             distilled = distilled * self._before_the_end(tokens, labels)
         return objectives.kdrl(
             ours,
-            token_log_probs(step.teacher, labels),
+            theirs,
             per_token,
             beta=objectives.annealed_coefficient(
                 int(self.counter), start=self.beta, decrement=self.decrement, floor=self.floor

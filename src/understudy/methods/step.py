@@ -30,6 +30,7 @@ class Step:
         progress: how much of the stage is done, in [0, 1].
         teachers: name -> that teacher's outputs for the batch.
         method: the method that this step was made for (see `heard_by`); None for the step of a stage.
+        noted: what the loss that is being computed noted (see `note`).
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Step:
         self.progress = progress
         self.teachers: Mapping[str, Outputs] = _Lazy(batch, teachers)
         self.method: Method | None = None
+        self.noted: dict[str, torch.Tensor] = {}
         self._student = _Once(student)
         self._heard: dict[Method, Step] = {}
 
@@ -99,6 +101,15 @@ class Step:
             temperature=self.method.averaging_temperature,
             method=self.method.name,
         )
+
+    def note(self, name: str, value: torch.Tensor) -> None:
+        """Log a number beside the loss that is being computed, such as a policy's rewards. Nothing is learnt from it.
+
+        Args:
+            name: what the log calls it, behind the method's name.
+            value: a single number, a mean over what `Method.valid` counts.
+        """
+        self.noted[name] = value.detach()
 
     @property
     def labels(self) -> torch.Tensor | None:

@@ -60,7 +60,7 @@ class TrainingStep(nn.Module):
     def forward(
         self, batch: Batch, progress: float, shares: Sequence[torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the weighted sum of all terms, and each term by name, detached and unweighted.
+        """Return the weighted sum of all terms, and each term by name, detached and unweighted, with what is noted.
 
         Args:
             batch: the batch, or a part of one.
@@ -108,6 +108,10 @@ class TrainingStep(nn.Module):
                     total = term if weight == 1 else term * weight
                 else:
                     total = torch.add(total, term, alpha=weight)
+            if step.noted:
+                share = 1.0 if shares is None else shares[index]
+                terms |= {f"{self._labels[index]}.{n}": v * share for n, v in step.noted.items()}
+                step.noted.clear()
         if self._follows and self.training:
             self._taken.append(step)
         if total is None:
