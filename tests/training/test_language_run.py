@@ -279,3 +279,43 @@ def test_a_step_leaves_no_trace_of_a_weight_of_0(files: dict[str, str]) -> None:
         found.append([p.detach().clone() for p in made.trained])
         made.close()
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("masked_lm", {**SMALL, "max_position_embeddings": 66}),
+    "t5": ("seq2seq", {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}),
+    "gpt2": ("causal_lm", {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}),
+    "mamba": ("causal_lm", {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}),
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_tasks_and_families_learn_from_a_teacher(
+    files: dict[str, str], tmp_path: Path, family: str
+) -> None:
+    task, config = OTHERS[family]
+    source = {"name": "text", "path": files, "unit": "line", "test": 0.2}
+    if task == "seq2seq":
+        source["prompt_characters"] = 6
+    model = {"name": f"hf:{family}", "config": config, "tokenizer": BYTES}
+    # A causal student of any family learns from a Llama.
+    teacher = {"name": "hf:llama", "config": TEACHER} if task == "causal_lm" else model
+    values = recipe(
+        files,
+        name="run",
+        task=task,
+        data={"source": source, "validation": 0.1},
+        student={"model": model},
+        teacher={"model": {**model, **teacher}, "train": {"epochs": 2}},
+        arms={"a": ["token_kd", "kd", {"name": "procrustes", "rows": "elements"}]},
+    )
+    place = tmp_path / "run"
+    run(from_values(values).build(place), place)
+    results = {line["arm"]: line["metrics"] for line in lines(place, "result")}
+    assert results["a"]["nll"] < math.log(260) and results["a"]["kl"] > 0
