@@ -60,6 +60,10 @@ def build_language(request: Request) -> Model:
                 weights = load_file(module, request, drop_head=False)
         if lora is not None:
             add_adapters(module, lora, request.full_name)
+        embedding = module.get_input_embeddings()
+        if getattr(embedding, "padding_idx", None) == tokenizer.eos_token_id:
+            # Where the end token pads, its embedding would get no gradient; the index has no other use.
+            embedding.padding_idx = None
         # A cache of keys and values is for generation, which asks for it; a training pass has no use for one.
         if hasattr(module.config, "use_cache"):
             module.config.use_cache = False
@@ -102,12 +106,8 @@ def _from_scratch(request: Request, dtype: torch.dtype) -> tuple[Any, Any]:
     given = _architecture(request, default)
     tokenizer = language_tokenizer(request, None)
     given["vocab_size"] = _vocabulary(request, given.get("vocab_size"), len(tokenizer))
-    end = tokenizer.eos_token_id
     for special in _SPECIAL:
         token = getattr(tokenizer, f"{special}_token_id")
-        # Models do not train the embedding of their padding token, and the end token has to be trained.
-        if special == "pad" and token == end:
-            token = None
         if hasattr(default, f"{special}_token_id"):
             given.setdefault(f"{special}_token_id", token)
     if request.task == "seq2seq":
