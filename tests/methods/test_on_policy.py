@@ -248,10 +248,22 @@ def test_gkd_brings_the_student_to_the_teacher_on_its_own_text() -> None:
 # MiniLLM
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2])
-@pytest.mark.parametrize("length", ["tokens", "none"])
-def test_minillm_is_the_objective_on_all_logits(share: float, length: str) -> None:
-    given = wired(MiniLLM(share=share, length=length, exact=0.7, max_new_tokens=TOKENS))
+@pytest.mark.parametrize(
+    ("share", "length", "exact", "official", "own"),
+    [
+        (0.0, "tokens", 0.7, False, False),
+        (0.2, "tokens", 0.7, False, False),
+        (0.2, "none", 0.0, False, True),
+        (0.2, "tokens", 1.0, True, True),
+    ],
+)
+def test_minillm_is_the_objective_on_all_logits(
+    share: float, length: str, exact: float, official: bool, own: bool
+) -> None:
+    method = MiniLLM(
+        share=share, length=length, exact=exact, official=official, max_new_tokens=TOKENS
+    )
+    given = wired(method)
     step = given.step(given.batch())
     found = given.method.loss(step)
     rows = sequences(step.batch)
@@ -269,10 +281,12 @@ def test_minillm_is_the_objective_on_all_logits(share: float, length: str) -> No
     mask = padded([torch.ones(len(each.response)) for each in rows])
     q = objectives.token_log_probabilities(student, tokens).detach()
     p = objectives.token_log_probabilities(teacher, tokens)
-    advantages = objectives.minillm_advantages(q, p, length=length, weight=mask)
+    advantages = objectives.minillm_advantages(
+        q, p, length=length, own=own, weight=mask, official=official
+    )
     importance = objectives.teacher_mixed_importance(q, p, share=share) if share else None
     expected = objectives.minillm(
-        student, teacher, tokens, advantages, importance=importance, exact=0.7, weight=mask
+        student, teacher, tokens, advantages, importance=importance, exact=exact, weight=mask
     )
     torch.testing.assert_close(sum(found.values()), expected, atol=1e-5, rtol=1e-4)
     ours = torch.autograd.grad(sum(found.values()), given.student.module.lm_head.weight)
