@@ -248,10 +248,22 @@ def test_gkd_brings_the_student_to_the_teacher_on_its_own_text() -> None:
 # MiniLLM
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2])
-@pytest.mark.parametrize("length", ["tokens", "none"])
-def test_minillm_is_the_objective_on_all_logits(share: float, length: str) -> None:
-    given = wired(MiniLLM(share=share, length=length, exact=0.7, max_new_tokens=TOKENS))
+@pytest.mark.parametrize(
+    ("share", "length", "exact", "official", "own"),
+    [
+        (0.0, "tokens", 0.7, False, False),
+        (0.2, "tokens", 0.7, False, False),
+        (0.2, "none", 0.0, False, True),
+        (0.2, "tokens", 1.0, True, True),
+    ],
+)
+def test_minillm_is_the_objective_on_all_logits(
+    share: float, length: str, exact: float, official: bool, own: bool
+) -> None:
+    method = MiniLLM(
+        share=share, length=length, exact=exact, official=official, max_new_tokens=TOKENS
+    )
+    given = wired(method)
     step = given.step(given.batch())
     found = given.method.loss(step)
     rows = sequences(step.batch)
@@ -269,10 +281,12 @@ def test_minillm_is_the_objective_on_all_logits(share: float, length: str) -> No
     mask = padded([torch.ones(len(each.response)) for each in rows])
     q = objectives.token_log_probabilities(student, tokens).detach()
     p = objectives.token_log_probabilities(teacher, tokens)
-    advantages = objectives.minillm_advantages(q, p, length=length, weight=mask)
+    advantages = objectives.minillm_advantages(
+        q, p, length=length, own=own, weight=mask, official=official
+    )
     importance = objectives.teacher_mixed_importance(q, p, share=share) if share else None
     expected = objectives.minillm(
-        student, teacher, tokens, advantages, importance=importance, exact=0.7, weight=mask
+        student, teacher, tokens, advantages, importance=importance, exact=exact, weight=mask
     )
     torch.testing.assert_close(sum(found.values()), expected, atol=1e-5, rtol=1e-4)
     ours = torch.autograd.grad(sum(found.values()), given.student.module.lm_head.weight)
@@ -392,6 +406,39 @@ def test_kdrl_names_a_sample_without_an_answer() -> None:
         given.method.inputs(given.batch())
 
 
+@pytest.mark.parametrize(
+    ("verifier", "reference", "wrong"),
+    [
+        ("whole", " 47", "it is 47"),
+        ("boxed", "so \\boxed{47}", "so 47"),
+        ("gsm8k", "12 + 35 #### 47", "47"),
+        ("number", "that makes 47.", "that makes 47, or 48"),
+        ("choice", "the answer is (B)", "the answer is (C)"),
+    ],
+)
+def test_kdrl_rewards_by_the_verifier(verifier: str, reference: str, wrong: str) -> None:
+    given = wired(KDRL(verifier=verifier, group=2, max_new_tokens=TOKENS))
+    texts = iter([reference, wrong] * 2)
+    given.method._layout = Scripted(given.method._layout, [reference], texts)
+    batch = given.batch([0])
+    given.method.inputs(batch)
+    ((_, rewards),) = given.method._rewards
+    assert rewards.tolist() == [[1.0, 0.0]]
+
+
+class Scripted:
+    """A layout that reads given texts: first those of the data, then what was written."""
+
+    def __init__(self, layout: object, data: list[str], written: object) -> None:
+        self._layout, self._texts = layout, iter([*data, *written])
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._layout, name)
+
+    def decode(self, ids: torch.Tensor) -> str:
+        return next(self._texts)
+
+
 # DPO
 
 
@@ -464,7 +511,7 @@ def test_dpo_keeps_the_student_of_the_beginning_in_its_state() -> None:
         (lambda: KDRL(group=1), "group"),
         (lambda: KDRL(masking="other"), "level"),
         (lambda: KDRL(estimator="k4"), "estimator"),
-        (lambda: KDRL(verifier="other"), "style"),
+        (lambda: KDRL(verifier="other"), "verifier"),
         (lambda: KDRL(beta=0.1, floor=0.2), "floor"),
         (lambda: DPO(preferred="other"), "preferred"),
         (lambda: DPO(beta=0.0), "beta"),
@@ -474,3 +521,49 @@ def test_dpo_keeps_the_student_of_the_beginning_in_its_state() -> None:
 def test_wrong_settings(make: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         assert isinstance(make(), Method)  # type: ignore[operator]
+
+
+# Learning
+
+
+def trained(given: Wired, steps: int, rate: float) -> list[float]:
+    """Train and return the divergence KL(q, p) on the student's text, or the share of right answers, step by step."""
+    optimizer = torch.optim.Adam(given.student.module.parameters(), rate)
+    seen = []
+    for _ in range(steps):
+        step = given.step(given.batch())
+        loss = given.method.loss(step)
+        optimizer.zero_grad()
+        (sum(loss.values()) if isinstance(loss, dict) else loss).backward()
+        optimizer.step()
+        if isinstance(given.method, KDRL):
+            seen.append(given.method._rewards[0][1].mean().item())
+        else:
+            rows = sequences(step.batch)
+            with torch.no_grad():
+                ratios = [
+                    response_log_probs(given.student.module, each)
+                    - response_log_probs(given.teacher.module, each)
+                    for each in rows
+                ]
+            seen.append(torch.cat(ratios).mean().item())
+        given.method.after_step(step)
+    return seen
+
+
+def test_minillm_brings_the_student_to_what_the_teacher_finds_likely() -> None:
+    seen = trained(wired(MiniLLM(share=0.0, max_new_tokens=TOKENS)), 60, 3e-3)
+    assert sum(seen[-10:]) < 0.75 * sum(seen[:10])
+
+
+def test_kdrl_finds_more_right_answers() -> None:
+    given = wired(KDRL(beta=0.0, group=8, max_new_tokens=TOKENS))
+    optimizer = torch.optim.Adam(given.student.module.parameters(), 1e-2)
+    for _ in range(15):
+        outputs = given.task.forward(given.student.module, given.batch(), "student")
+        optimizer.zero_grad()
+        given.task.supervised_loss(outputs, given.batch()).backward()
+        optimizer.step()
+    seen = trained(given, 30, 3e-3)
+    first, last = sum(seen[:5]) / 5, sum(seen[-5:]) / 5
+    assert 0.05 < first < 0.8 and last > first + 0.15

@@ -10,7 +10,13 @@ import torch
 from understudy import objectives
 from understudy.data.batch import Batch
 from understudy.errors import TrainingError
-from understudy.evaluation.verify import boxed_answer, gsm8k_answer, reward
+from understudy.evaluation.verify import (
+    boxed_answer,
+    gsm8k_answer,
+    last_choice,
+    last_number,
+    same_answer,
+)
 from understudy.methods._on_policy import (
     OnPolicy,
     Responses,
@@ -27,12 +33,15 @@ READERS: dict[str, Callable[[str], str | None]] = {
     "whole": str.strip,
     "boxed": boxed_answer,
     "gsm8k": gsm8k_answer,
+    "number": last_number,
+    "choice": last_choice,
 }
-"""What finds the answer in a response of the data, by the name of the verifier."""
+"""What finds the answer in a response, by the name of the verifier."""
+Verifier = Literal["whole", "boxed", "gsm8k", "number", "choice"]
 
 
 class KDRL(OnPolicy, name="kdrl"):
-    """Reward right answers of the student, and keep it near the teacher, on the same responses.
+    r"""Reward right answers of the student, and keep it near the teacher, on the same responses.
 
     Paper: Xu et al., "KDRL: Post-Training Reasoning LLMs via Unified Knowledge Distillation and Reinforcement
     Learning", 2025, equation 8, sections 3.3 and 3.4.
@@ -59,7 +68,9 @@ class KDRL(OnPolicy, name="kdrl"):
         group: responses to each prompt.
         deviation: "population" or "sample", see `objectives.group_advantages`.
         clip: largest distance of r from 1 that still pays.
-        verifier: where an answer stands: "whole", "boxed" or "gsm8k", see `evaluation.verify.reward`.
+        verifier: where an answer stands: "whole" is all of the text, "boxed" the last \boxed{...}, "gsm8k" what follows
+            the last "####", "number" the last number, "choice" the last of the letters A to E that stands alone.
+            Answers are compared as numbers where both are.
         end: whether the teacher is listened to at the token that ends a response; False where its texts end otherwise.
         max_new_tokens: most tokens of a response; what does not fit into a row of either model is cut as well.
         batch_size: responses that are written at the same time.
@@ -76,7 +87,7 @@ class KDRL(OnPolicy, name="kdrl"):
         group: int = 8,
         deviation: Literal["population", "sample"] = "population",
         clip: float = 0.2,
-        verifier: Literal["whole", "boxed", "gsm8k"] = "whole",
+        verifier: Verifier = "whole",
         end: bool = True,
         max_new_tokens: int = 128,
         batch_size: int = 32,
@@ -96,13 +107,14 @@ class KDRL(OnPolicy, name="kdrl"):
         objectives.kdrl(
             nothing, nothing, nothing, beta=beta, estimator=estimator, limit=limit, clip=clip
         )
-        reward("", "", verifier)
+        if verifier not in READERS:
+            raise ValueError(f"verifier is '{verifier}'; it must be one of {', '.join(READERS)}")
         self.beta, self.decrement, self.floor = beta, decrement, floor
         self.masking: Literal["none", "response", "group"] = masking
         self.estimator: Literal["k1", "k2", "k3"] = estimator
         self.limit, self.group, self.clip, self.end = limit, group, clip, end
         self.deviation: Literal["population", "sample"] = deviation
-        self.verifier: Literal["whole", "boxed", "gsm8k"] = verifier
+        self.verifier: Verifier = verifier
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.needs_teacher = beta > 0
         # Any other temperature would have to be that of both log-probabilities.
@@ -120,11 +132,10 @@ class KDRL(OnPolicy, name="kdrl"):
         sequences = self.responses(sampler, batch, number, self._settings)
         rolled = relaid(batch, sequences, self.name)
         tokens = rolled.inputs["student"]
+        read = READERS[self.verifier]
         rewards = [
-            reward(
-                self._layout.decode(sequence.response), expected[place // self.group], self.verifier
-            )
-            for place, sequence in enumerate(sequences)
+            float(same_answer(read(self._layout.decode(each.response)), expected[k // self.group]))
+            for k, each in enumerate(sequences)
         ]
         given = torch.tensor(rewards, device=tokens.device).view(-1, self.group)
         self._rewards.append((tokens, given))

@@ -22,8 +22,8 @@ class MiniLLM(OnPolicy, name="minillm"):
 
     Paper: Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models", ICLR 2024, equation 6, algorithm 1.
     Equation: -w_t * A_t * d log q(y_t) + `exact` * KL(q_t || p_t) of each token, mean over the tokens of the batch's
-    responses; A_t is the whitened mean of the rewards log p(y_i) - log q(y_i) from t on, discounted by `gamma`, and w_t
-    = q / ((1 - share) q + share * p).
+    responses; A_t is the whitened mean of the rewards log p(y_i) - log q(y_i) behind t (from t on where `exact` is 0),
+    discounted by `gamma`, and w_t = q / ((1 - share) q + share * p).
     Use: alone in a stage, after one on the data. Responses are drawn from a mixture with the teacher (`share`), returns
     are divided by the number of tokens that remain (`length`), the first step of each return is computed exactly
     (`exact`), ratios are clipped.
@@ -44,7 +44,8 @@ class MiniLLM(OnPolicy, name="minillm"):
         exact: weight of the exact first step.
         clip: largest distance of a ratio from 1 that still pays.
         max_new_tokens: most tokens of a response; what does not fit into a row of either model is cut as well.
-        official: the authors' arithmetic, in which padding counts in whitening.
+        official: the authors' arithmetic: padding counts in whitening, and a token's return begins with its own reward
+            although `exact` has it already.
         batch_size: responses that are written at the same time.
     """
 
@@ -110,6 +111,7 @@ class MiniLLM(OnPolicy, name="minillm"):
             responses.padded(theirs),
             gamma=self.gamma,
             length=self.length,
+            own=self.official or not self.exact,
             scale=self.scale,
             limit=self.limit,
             weight=responses.mask.float(),
