@@ -30,9 +30,11 @@ from understudy.teachers.passes import Pass
 from understudy.teachers.readings import Reading, Seen
 from understudy.teachers.store import Store
 from understudy.teachers.stored import StoredModel, StoredTeacher
+from understudy.training.choosing import chosen
 from understudy.training.distribution import World
 from understudy.training.experiment import TEACHER, Experiment
 from understudy.training.fitting import FITTED, PROVISIONAL, Fitting, make_study
+from understudy.training.likelihoods import Likelihoods
 from understudy.training.precision import Precision
 from understudy.training.run_directory import RunDirectory
 from understudy.training.splits import DATA_SEED, Splits
@@ -87,6 +89,8 @@ class Context:
         teacher_predictions: teacher name -> its answers on the test split, once there are any.
         teacher_embeddings: teacher name -> its embeddings of the first test samples, once there are any (see
             `embeddings`).
+        scores: teacher name -> its likelihoods of the training documents and those of the reference model, once there
+            are any.
     """
 
     experiment: Experiment
@@ -96,6 +100,7 @@ class Context:
     precision: Precision = field(default_factory=Precision)
     teacher_predictions: dict[str, Answers] = field(default_factory=dict)
     teacher_embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
+    scores: dict[str, tuple[Likelihoods, Likelihoods]] = field(default_factory=dict)
     _loaders: dict[tuple[int, str], EvaluationLoader] = field(default_factory=dict)
     _stores: list[Store] = field(default_factory=list)
 
@@ -195,6 +200,7 @@ class Context:
             batch_size=self.batch_size,
             seed=seeding.derive(seed, "order", number),
             labelled_only=self._learns_from_labels_only(split, stage),
+            population=chosen(self, stage, split, seed),
         )
         views = self.views(seed)
         loader = TrainingLoader(

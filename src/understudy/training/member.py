@@ -21,6 +21,7 @@ from understudy.models.model import Model, fingerprint
 from understudy.models.surgery import fold_heads, operate
 from understudy.teachers.stored import StoredModel
 from understudy.training.checkpoint import Checkpoints
+from understudy.training.choosing import selection_line
 from understudy.training.context import Context, Teachers
 from understudy.training.fitting import Fitting, fit_lines
 from understudy.training.loop import Interrupted, train
@@ -111,13 +112,21 @@ class Member:
             try:
                 if found is not None and resumes:
                     run.load(found["run"])
-                elif run.study is not None:
-                    self._record("fit", stage=run.stage.name, fitted=fit_lines(run.study))
+                else:
+                    self._say_what_it_starts_from(run, split)
                 self._train_stage(run, student, number)
                 self._earlier = run.learnt()
             finally:
                 run.close()
             self._total_steps += run.step
+
+    def _say_what_it_starts_from(self, run: StageRun, split: Split) -> None:
+        """Record what was fitted and selected for a stage."""
+        if run.study is not None:
+            self._record("fit", stage=run.stage.name, fitted=fit_lines(run.study))
+        selection = selection_line(self.context, run.stage, split, self.seed)
+        if selection is not None:
+            self._record("selection", **selection)
 
     def _give_way(self) -> None:
         """Stop between two batches of a pass when the process was asked to; what was collected is kept."""
