@@ -31,7 +31,7 @@ _DefaultFields: Any = derived(
     Stage,
     known=KNOWN,
     convert=component_of,
-    leave_out=("methods", "name", "select"),
+    leave_out=("methods", "name", "select", "mixture"),
 )
 _DataFields: Any = derived("DataFields", ExperimentData, known=KNOWN)
 _ReferenceFields: Any = derived(
@@ -72,8 +72,10 @@ class Arm(Section):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any method asks for a teacher, or data are chosen by one."""
-        return self.selects_by_difference or bool(self.listening)
+        """Whether any method asks for a teacher, or data are chosen or mixed by one."""
+        mixtures = [stage.mixture for stage in self.stages]
+        mixed = any(each is not None and each.name == "ddk" for each in mixtures)
+        return mixed or self.selects_by_difference or bool(self.listening)
 
     @property
     def selects_by_difference(self) -> bool:

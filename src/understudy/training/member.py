@@ -141,6 +141,13 @@ class Member:
             fields["step"] += self._total_steps
             self._record("step", stage=run.stage.name, **fields)
 
+        def mixed(**fields: Any) -> None:
+            fields["step"] += self._total_steps
+            self._record("mixture", stage=run.stage.name, **fields)
+
+        if run.mixing is not None:
+            run.mixing.record = mixed
+
         def save() -> None:
             nonlocal clock
             now = time.perf_counter()

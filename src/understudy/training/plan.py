@@ -25,6 +25,7 @@ from understudy.training.distribution import join_world
 from understudy.training.experiment import REFERENCE, Experiment, arm_of
 from understudy.training.fitting import Fitting
 from understudy.training.measuring import loss_flops, teacher_notes, teacher_uses
+from understudy.training.mixing import mixing_notes
 from understudy.training.precision import Precision
 from understudy.training.preflight import check_outputs, check_stage
 from understudy.training.probe import choose_precision
@@ -336,6 +337,8 @@ def _stage_plan(run: StageRun, arm: str, measure: bool) -> StagePlan:
         fits=[] if run.study is None else run.study.notes,
         verdicts=check_stage(run, arm),
     )
+    if run.mixing is not None:
+        plan.notes += mixing_notes(run.mixing, run.total_steps)
     if measure:
         plan.loss_flops = loss_flops(run)
         plan.notes += teacher_notes(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from understudy.data.mixture import Mixture
 from understudy.data.selection import Select
 from understudy.errors import TrainingError
 from understudy.methods import Method
@@ -57,6 +58,7 @@ class Stage:
         freeze: module paths of the student that stay as they are.
         early_stopping: when to stop before the end, None for never.
         select: from which part of the training samples it learns; None for all.
+        mixture: in which shares it draws from the domains; None for as they come.
     """
 
     methods: Sequence[Method]
@@ -72,6 +74,7 @@ class Stage:
     freeze: Sequence[str] = ()
     early_stopping: EarlyStopping | None = None
     select: Select | None = None
+    mixture: Mixture | None = None
 
     def __post_init__(self) -> None:
         """Check what cannot be right."""
