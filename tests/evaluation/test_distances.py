@@ -138,6 +138,7 @@ def test_agreement_at_its_ends() -> None:
             lambda: distances(torch.ones(2, 9), torch.ones(2, 9), weight=torch.ones(3)),
             r"\(3,\).*\(2,\)",
         ),
+        (lambda: distances(torch.ones(2, 9), torch.ones(2, 9), temperature=0), "temperature is 0"),
         (lambda: Distances(torch.tensor(0.0), {}).means(), "no tokens"),
         (lambda: embedding_similarity(torch.ones(0, 2), torch.ones(0, 2)), r"\(0, 2\)"),
         (lambda: answer_agreement([1], [1], []), "1 answers of the student, 1 .* 0 right"),

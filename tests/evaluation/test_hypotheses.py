@@ -21,6 +21,8 @@ from understudy.evaluation.hypotheses import (
     improvements,
     mean_above_zero,
     one_way_anova,
+    over_seeds,
+    share_of_variance,
     spearman,
 )
 
@@ -73,6 +75,9 @@ def test_values_by_hand() -> None:
     assert found.p_value == pytest.approx(0.5 - t / (2 * math.sqrt(2 + t * t)))
     assert effect_size([1.0, 2, 3]) == pytest.approx(2.0)
     assert one_way_anova({"a": [1.0, 3], "b": [5.0, 7]}).statistic == pytest.approx(8.0)
+    assert share_of_variance({"a": [1.0, 3], "b": [5.0, 7]}) == pytest.approx(0.8)
+    assert share_of_variance({"a": [1.0, 3], "b": [1.0, 3], "c": []}) == pytest.approx(0.0)
+    assert share_of_variance({"a": [2.0, 2], "b": [2.0]}) is None
     assert spearman([1.0, 2, 3, 4], [1.0, 4, 9, 16]).statistic == pytest.approx(1.0)
     assert spearman([1.0, 1, 2], [3.0, 3, 1]).statistic == pytest.approx(-1.0)
 
@@ -114,6 +119,22 @@ def test_the_best_temperature_hides_what_collapsed() -> None:
     assert collapsed(CELLS, alone) == [CELLS[0]]
     assert collapsed(CELLS, alone, drop=10.0) == [CELLS[0], CELLS[3]]
     assert collapsed(CELLS, {"1B": 60.0}) == [CELLS[0]]  # 20 points below are not more than 20
+
+
+def test_seeds_are_averaged_and_tasks_kept_apart() -> None:
+    runs = [
+        Cell("7B", "1B", "forward", 1.0, 60.0, "maths", 0),
+        Cell("7B", "1B", "forward", 1.0, 50.0, "code", 0),
+        Cell("7B", "1B", "forward", 1.0, 64.0, "maths", 1),
+    ]
+    found = over_seeds(runs)
+    assert found == [runs[0]._replace(score=62.0), runs[1]]
+    assert at_temperature(found) == found
+    assert improvements(found[:1], {"1B": 60.0}) == [2.0]
+    with pytest.raises(DataError, match="'code', 'maths'"):
+        improvements(found, {"1B": 60.0})
+    with pytest.raises(DataError, match="1B from 7B by forward at 1.0 on maths with seed 0"):
+        over_seeds([*runs, runs[0]])
 
 
 @pytest.mark.parametrize(

@@ -155,3 +155,47 @@ def test_distillation_beside_pretraining_of_miniplm() -> None:
     torch.testing.assert_close(
         (cross - divergence).detach(), case["kd_entropy"].double(), **tolerance
     )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_the_loss_of_ddk_is_a_sum_of_two(direction: str, temperature: float) -> None:
+    """Labels and 0.2 times a divergence of whole distributions, without T^2, mean over tokens."""
+    student, teacher = draw()
+    labels = torch.tensor([[0, 4, -1], [2, 2, 1]])
+    log_q, log_p = ((each / temperature).log_softmax(-1) for each in (student, teacher))
+    first, second = (log_p, log_q) if direction == "forward" else (log_q, log_p)
+    divergence = (first.exp() * (first - second)).sum(-1)
+    mask = labels >= 0
+    nll = -student.log_softmax(-1).gather(-1, labels.clamp_min(0)[..., None]).squeeze(-1)
+    expected = (nll + 0.2 * divergence)[mask].mean()
+    objective = objectives.forward_kl if direction == "forward" else objectives.reverse_kl
+    found = objectives.cross_entropy(student.flatten(0, 1), labels.flatten()) + (
+        0.2 / temperature**2
+    ) * objective(student, teacher, temperature=temperature, weight=mask)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, student, retain_graph=True),
+        torch.autograd.grad(expected, student),
+    )
+
+
+def test_hidden_states_of_mapped_layers() -> None:
+    """DistillKit's losses: of each pair of layers, over real tokens (and the width), then the mean over pairs."""
+    generator = torch.Generator().manual_seed(0)
+    layers = torch.randn(2, 3, 2, 4, 5, dtype=torch.float64, generator=generator)
+    student, teacher = layers[0].requires_grad_(), layers[1]
+    mask = torch.tensor([[True, True, True, False], [True, False, False, False]])
+    pairs = [(0, 0), (2, 1)]
+    squared = [((student[i] - teacher[j]).square() * mask[..., None]).sum() / 20 for i, j in pairs]
+    cosines = [
+        ((1 - torch.cosine_similarity(student[i], teacher[j], dim=-1)) * mask).sum() / 4
+        for i, j in pairs
+    ]
+    for objective, expected in ((objectives.mse, squared), (objectives.cosine, cosines)):
+        found = [objective(student[i], teacher[j], weight=mask) for i, j in pairs]
+        torch.testing.assert_close(sum(found) / 2, sum(expected) / 2)
+        torch.testing.assert_close(
+            torch.autograd.grad(sum(found), student),
+            torch.autograd.grad(sum(expected), student, retain_graph=True),
+        )

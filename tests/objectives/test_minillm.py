@@ -62,24 +62,26 @@ MASK = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 0.95, 1.0])
 @pytest.mark.parametrize("length", ["tokens", "discounted", "none"])
-def test_returns_equal_the_loop(gamma: float, length: str) -> None:
+@pytest.mark.parametrize("own", [True, False])
+def test_returns_equal_the_loop(gamma: float, length: str, own: bool) -> None:
     rewards = draw(3, 7)
     expected = torch.zeros_like(rewards)
     for row in range(3):
         last = int(MASK[row].sum())
-        for t in range(last):
-            ahead = range(t, last)
-            total = sum(gamma ** (i - t) * rewards[row, i] for i in ahead)
+        for t in range(last if own else last - 1):
+            begin = t if own else t + 1
+            ahead = range(begin, last)
+            total = sum(gamma ** (i - begin) * rewards[row, i] for i in ahead)
             sizes = {
-                "tokens": last - t,
-                "discounted": sum(gamma ** (i - t) for i in ahead),
+                "tokens": last - begin,
+                "discounted": sum(gamma ** (i - begin) for i in ahead),
                 "none": 1,
             }
             expected[row, t] = total / sizes[length]
     rewards[MASK == 0] = torch.nan
-    found = objectives.returns_to_go(rewards, gamma=gamma, length=length, weight=MASK)
+    found = objectives.returns_to_go(rewards, gamma=gamma, length=length, own=own, weight=MASK)
     torch.testing.assert_close(found, expected)
-    whole = objectives.returns_to_go(rewards[0], gamma=gamma, length=length)
+    whole = objectives.returns_to_go(rewards[0], gamma=gamma, length=length, own=own)
     torch.testing.assert_close(whole, expected[0])
 
 
@@ -229,6 +231,36 @@ def test_what_stands_at_padding_counts_nothing() -> None:
     torch.testing.assert_close(found, clean)
     (gradient,) = torch.autograd.grad(found, student)
     assert gradient.isfinite().all() and (gradient[padding] == 0).all()
+
+
+def test_with_the_later_rewards_alone_nothing_is_counted_twice() -> None:
+    """Two tokens, all that may be drawn: exact term and later returns together have the gradient of the divergence."""
+    tables = [draw(3, seed=seed) for seed in range(2)]  # first token; second, given the first
+    student = [tables[0].requires_grad_(), draw(3, 3, seed=2).requires_grad_()]
+    teacher = [draw(3, seed=3), draw(3, 3, seed=4)]
+    tokens = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+
+    def logits(of: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([of[0].expand(9, 3), of[1][tokens[:, 0]]], dim=1)
+
+    log_q = objectives.token_log_probabilities(logits(student), tokens)
+    log_p = objectives.token_log_probabilities(logits(teacher), tokens)
+    q = log_q.sum(-1).exp()
+    divergence = (q * (log_q - log_p).sum(-1)).sum()
+    for own, holds in ((False, True), (True, False)):
+        advantages = objectives.minillm_advantages(
+            log_q, log_p, gamma=1.0, length="none", own=own, scale=1.0, limit=None, whiten=False
+        )
+        each = objectives.minillm(
+            logits(student), logits(teacher), tokens, advantages, reduction="none"
+        )
+        drawn = (q.detach() * each.sum(-1)).sum()
+        for ours, exact in zip(
+            torch.autograd.grad(drawn, student, retain_graph=True),
+            torch.autograd.grad(divergence, student, retain_graph=True),
+            strict=True,
+        ):
+            assert torch.allclose(ours, exact) is holds
 
 
 LOG = torch.log(torch.tensor([[0.5, 0.25]]))

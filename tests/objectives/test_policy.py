@@ -119,6 +119,57 @@ def test_divergence_in_the_reward_has_the_gradient_of_k2_at_ratio_1() -> None:
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("k", [None, 5])
+def test_the_exact_divergence_has_the_expected_gradient_of_the_drawn_one(k: int | None) -> None:
+    """One position, all tokens that may be drawn, each with its probability; k = 5 are all of them."""
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = torch.randn(2, 5, generator=generator, dtype=torch.float64)
+    logits.requires_grad_()
+    tokens = torch.arange(5)
+    advantages = torch.randn(5, 1, generator=generator, dtype=torch.float64)
+    student, theirs = (
+        objectives.token_log_probabilities(each.expand(5, 5), tokens)[:, None]
+        for each in (logits, teacher)
+    )
+    q = student.detach().exp()
+    drawn = (q * objectives.kdrl(student, theirs, advantages, beta=0.7, reduction="none")).sum()
+    policy = (q * objectives.clipped_policy(student, advantages, reduction="none")).sum()
+    if k is None:
+        exact = objectives.reverse_kl(logits, teacher)
+    else:
+        exact = objectives.top_k_divergence(logits, *teacher.log_softmax(-1).topk(k))
+    torch.testing.assert_close(
+        torch.autograd.grad(drawn, logits, retain_graph=True),
+        torch.autograd.grad(policy + 0.7 * exact, logits),
+    )
+
+
+def test_one_hook_serves_its_relatives() -> None:
+    """Published mixtures of reward and teacher are masks of the two (c: right, d: the teacher's log-ratio)."""
+    student, teacher, rewards = (
+        draw(2, 3, 4),
+        draw(2, 3, 4, seed=1),
+        torch.tensor([[1, 0, 0], [0, 0, 0]]),
+    )
+    advantages, d = draw(2, 3, seed=2), (teacher - student)
+    right = rewards.double()
+
+    def mixed(reward: torch.Tensor, beta: float, distilled: torch.Tensor | None) -> torch.Tensor:
+        return objectives.distilled_advantages(
+            student, teacher, reward, beta=beta, distilled=distilled
+        )
+
+    a, c = advantages[..., None], right[..., None]
+    wrong = objectives.reward_guided_mask(rewards)
+    torch.testing.assert_close(mixed(advantages, 0.2, None), a + 0.2 * d)  # KDRL
+    torch.testing.assert_close(mixed(advantages, 0.2, wrong), a + (1 - c) * 0.2 * d)  # masked
+    hard = objectives.reward_guided_mask(rewards, "group")
+    nobody = torch.tensor([[[0.0]], [[1.0]]]).double()
+    torch.testing.assert_close(mixed(advantages, 0.2, hard), a + nobody * 0.2 * d)  # HDPO
+    torch.testing.assert_close(mixed(right * advantages, 1.0, wrong), c * a + (1 - c) * d)  # SRPO
+    torch.testing.assert_close(mixed(0 * advantages, 1.0, None), d)  # distillation alone
+
+
 def test_clipping_stops_what_already_paid() -> None:
     old = torch.zeros(4, dtype=torch.float64)
     student = torch.tensor([1.5, 0.5, 1.5, 0.5], dtype=torch.float64).log().requires_grad_()

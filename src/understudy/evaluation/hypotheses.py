@@ -27,13 +27,15 @@ class Outcome(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What one student reached: its teacher, its name, the method, the temperature, and the score."""
+    """What one run reached: its teacher, student, method and temperature, the score, and on which task and seed."""
 
     teacher: str
     student: str
     method: str
     temperature: float
     score: float
+    task: str = ""
+    seed: int = 0
 
 
 class Interval(NamedTuple):
@@ -103,6 +105,26 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> Outcome:
     return Outcome(float(result.statistic), float(result.pvalue), len(ours))
 
 
+def share_of_variance(groups: Mapping[str, Sequence[float]]) -> float | None:
+    """Return which share of the variance lies between groups, in [0, 1] (eta squared); None if all values are equal.
+
+    The size of what `one_way_anova` tests.
+
+    Raises:
+        DataError: there are fewer than 3 values, or one is not finite.
+    """
+    found = _numbers([value for values in groups.values() for value in values], "values")
+    total = float(np.square(found - found.mean()).sum())
+    if np.ptp(found) == 0:
+        return None
+    between = sum(
+        len(values) * (float(np.mean(values)) - found.mean()) ** 2
+        for values in groups.values()
+        if len(values)
+    )
+    return float(between / total)
+
+
 def effect_size(values: Sequence[float]) -> float | None:
     """Return the mean in standard deviations (n - 1 below the line): Cohen's d of one sample; None if all are equal.
 
@@ -145,7 +167,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
     The k-th smallest of m is multiplied by m - k + 1, never falls below a smaller one's, and is at most 1.
 
-    Source: Holm, "A Simple Sequentially Rejective Multiple Outcome Procedure", 1979.
+    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
 
     Raises:
         DataError: a p-value is not in [0, 1].
@@ -177,53 +199,74 @@ def benjamini_hochberg(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: found[name] for name in p_values}
 
 
+def over_seeds(cells: Iterable[Cell]) -> list[Cell]:
+    """Return one cell with the mean score for all that differ in the seed only; its seed is the first one's.
+
+    Raises:
+        DataError: two cells are of the same run.
+    """
+    runs: dict[tuple[str, str, str, float, str], list[Cell]] = {}
+    for cell in cells:
+        same = runs.setdefault((*cell[:4], cell.task), [])
+        if any(cell.seed == other.seed for other in same):
+            raise DataError(f"Two cells are of {_named(cell)} with seed {cell.seed}.")
+        same.append(cell)
+    return [
+        same[0]._replace(score=math.fsum(cell.score for cell in same) / len(same))
+        for same in runs.values()
+    ]
+
+
 def at_temperature(cells: Iterable[Cell], temperature: float | None = None) -> list[Cell]:
-    """Return one cell for each teacher, student and method.
+    """Return one cell for each task, teacher, student and method.
 
     Args:
-        cells: as many as there were runs.
+        cells: as many as there were runs, one seed of each (`over_seeds`).
         temperature: keep the runs at this one. None takes the best score over temperatures, as the study does: an
             optimistic choice, which also hides runs that collapsed (see `collapsed`).
 
     Raises:
         DataError: two cells are of the same run, a score is not finite, or a pair has none at the temperature.
     """
-    best: dict[tuple[str, str, str], Cell] = {}
-    seen: set[tuple[str, str, str, float]] = set()
-    pairs: dict[tuple[str, str, str], None] = {}
+    runs: dict[tuple[str, str, str, str], list[Cell]] = {}
     for cell in cells:
-        if cell[:4] in seen:
-            raise DataError(
-                f"Two cells are of {cell.student} from {cell.teacher} by {cell.method} at {cell.temperature}; "
-                "reduce seeds and tasks first."
-            )
         if not math.isfinite(cell.score):
-            raise DataError(
-                f"{cell.student} from {cell.teacher} by {cell.method} has the score {cell.score}."
-            )
-        seen.add(cell[:4])
-        pairs[cell[:3]] = None
-        known = best.get(cell[:3])
-        if temperature in (None, cell.temperature) and (known is None or cell.score > known.score):
-            best[cell[:3]] = cell
-    missing = [pair for pair in pairs if pair not in best]
+            raise DataError(f"{_named(cell)} has the score {cell.score}.")
+        same = runs.setdefault((*cell[:3], cell.task), [])
+        if any(cell.temperature == other.temperature for other in same):
+            raise DataError(f"Two cells are of {_named(cell)}; take the mean over seeds first.")
+        same.append(cell)
+    found, missing = [], []
+    for same in runs.values():
+        left = [cell for cell in same if temperature in (None, cell.temperature)]
+        if left:
+            found.append(max(left, key=lambda cell: cell.score))
+        else:
+            missing.append(same[0])
     if missing:
-        teacher, student, method = missing[0]
         raise DataError(
-            f"{len(missing)} pairs have no run at temperature {temperature}, the first being {student} from {teacher} "
-            f"by {method}."
+            f"{len(missing)} pairs have no run at temperature {temperature}, the first being that of "
+            f"{_named(missing[0])}."
         )
-    return [best[pair] for pair in pairs]
+    return found
 
 
 def improvements(cells: Iterable[Cell], without_teacher: Mapping[str, float]) -> list[float]:
     """Return each cell's score minus that of the same student trained without a teacher.
 
+    Args:
+        cells: of one task.
+        without_teacher: student -> score, in the unit of the cells.
+
     Raises:
-        DataError: a student has no score without a teacher.
+        DataError: a student has no score without a teacher, or there are several tasks.
     """
-    found = []
+    found: list[float] = []
+    tasks: set[str] = set()
     for cell in cells:
+        tasks.add(cell.task)
+        if len(tasks) > 1:
+            raise DataError(f"The cells are of the tasks {sorted(tasks)}; compare one at a time.")
         if cell.student not in without_teacher:
             raise DataError(
                 f"There is no score of {cell.student} without a teacher; there are scores of {sorted(without_teacher)}."
@@ -240,16 +283,21 @@ def collapsed(
     A table should name them: averaged in silently they hide the rest, and dropped silently they flatter it.
 
     Args:
-        cells: all runs, before `at_temperature`.
+        cells: all runs of one task, before `at_temperature`.
         without_teacher: student -> score, in the unit of the cells.
         drop: in the same unit; 20 is for percentage points.
 
     Raises:
-        DataError: a student has no score without a teacher.
+        DataError: a student has no score without a teacher, or there are several tasks.
     """
     cells = list(cells)
     gains = improvements(cells, without_teacher)
     return [cell for cell, gain in zip(cells, gains, strict=True) if gain < -drop]
+
+
+def _named(cell: Cell) -> str:
+    where = f" on {cell.task}" if cell.task else ""
+    return f"{cell.student} from {cell.teacher} by {cell.method} at {cell.temperature}{where}"
 
 
 def _numbers(values: Sequence[float], what: str) -> np.ndarray:

@@ -93,7 +93,8 @@ def top_k_ranking(
     """
     _check_top_k(student, teacher_values, indices)
     student = blank_invalid(in_float(student), weight)
-    values = blank_invalid(in_float(teacher_values).detach().to(student.dtype), weight)
+    # Only compared, so without a gradient by itself.
+    values = blank_invalid(in_float(teacher_values).to(student.dtype), weight)
     scores = student.gather(-1, indices)
     pairs = (values.unsqueeze(-1) > values.unsqueeze(-2)) & (values > -torch.inf).unsqueeze(-2)
     loss = F.softplus(-(scores.unsqueeze(-1) - scores.unsqueeze(-2)))

@@ -1,6 +1,9 @@
 """Objectives on the next-token distributions of sequences."""
 
-from understudy.objectives.sequence.across_vocabularies import uld
+from understudy.objectives.sequence.across_vocabularies import (
+    gold,
+    uld,
+)
 from understudy.objectives.sequence.kullback_leibler import (
     adaptive_kl,
     forward_kl,
@@ -33,17 +36,25 @@ from understudy.objectives.sequence.sampled import (
     sampled_kl,
     token_log_probabilities,
 )
+from understudy.objectives.sequence.spans import (
+    aligned_answers,
+    common_spans,
+    spans,
+)
 from understudy.objectives.sequence.weights import (
     sequence_weights,
 )
 
 __all__ = [
     "adaptive_kl",
+    "aligned_answers",
     "alpha_beta",
     "annealed_coefficient",
     "clipped_policy",
+    "common_spans",
     "distilled_advantages",
     "forward_kl",
+    "gold",
     "group_advantages",
     "jensen_shannon",
     "kdrl",
@@ -57,6 +68,7 @@ __all__ = [
     "sequence_weights",
     "skewed_forward_kl",
     "skewed_reverse_kl",
+    "spans",
     "symmetric_kl",
     "teacher_mixed_importance",
     "token_log_probabilities",

@@ -21,6 +21,7 @@ def returns_to_go(
     *,
     gamma: float = 0.95,
     length: str = "tokens",
+    own: bool = True,
     weight: torch.Tensor | None = None,
     official: bool = False,
 ) -> torch.Tensor:
@@ -32,6 +33,8 @@ def returns_to_go(
         length: what the sum is divided by, since the first tokens of a long response have the most ahead of them:
             "tokens", the number of tokens from t on (MiniLLM); "discounted", the sum over them of gamma^(i - t) (TRL),
             which makes it a weighted mean; "none".
+        own: begin with the token's own reward, as the authors' code does. False begins with the next one's, as the
+            paper does where the own one is computed exactly (`exact` of `minillm`), so that it is not counted twice.
         weight: mask over tokens [..., T]; rewards at 0 count nothing, whatever stands there, and the result there is 0.
         official: the authors' arithmetic: rewards at padding are taken as they are (in their codes they are 0). TRL's
             too: a token of padding counts 1e-4 in a "discounted" length, and without a length the sum is that of
@@ -49,6 +52,9 @@ def returns_to_go(
     rewards = in_float(rewards).detach()
     real = _real(rewards, weight)
     kept = torch.ones_like(real) if official else real
+    if not own:
+        rewards, kept = (_next(each) for each in (torch.where(kept, rewards, 0.0), kept))
+        real = _next(real)
     returns = _discounted_sums(torch.where(kept, rewards, 0.0), gamma)
     if length == "none":
         if official:
@@ -96,6 +102,7 @@ def minillm_advantages(
     *,
     gamma: float = 0.95,
     length: str = "tokens",
+    own: bool = True,
     scale: float = 0.5,
     limit: float | None = 100.0,
     whiten: bool = True,
@@ -109,6 +116,7 @@ def minillm_advantages(
         teacher: log-probabilities of the same tokens, the same shape; detached.
         gamma: discount, see `returns_to_go`.
         length: "tokens", "discounted" or "none", see `returns_to_go`.
+        own: whether a token's return begins with its own reward, see `returns_to_go`.
         scale: what rewards are divided by, greater than 0. After whitening it only decides what `limit` means.
         limit: largest reward of a token either way, after scaling; None for no limit.
         whiten: bring them to mean 0 and variance 1 over the batch, see `whitened`.
@@ -128,7 +136,9 @@ def minillm_advantages(
     rewards = log_ratio(student.detach(), teacher, weight=weight) / scale
     if limit is not None:
         rewards = rewards.clamp(-limit, limit)
-    returns = returns_to_go(rewards, gamma=gamma, length=length, weight=weight, official=official)
+    returns = returns_to_go(
+        rewards, gamma=gamma, length=length, own=own, weight=weight, official=official
+    )
     return whitened(returns, weight, official=official) if whiten else returns
 
 
@@ -254,6 +264,11 @@ def _discounted_sums(values: torch.Tensor, gamma: float) -> torch.Tensor:
         values = values + gamma**reach * later
         reach *= 2
     return values
+
+
+def _next(values: torch.Tensor) -> torch.Tensor:
+    """Return each token's successor [..., T]; 0 for the last."""
+    return torch.nn.functional.pad(values[..., 1:], (0, 1))
 
 
 def _real(values: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:

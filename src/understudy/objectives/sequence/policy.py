@@ -181,6 +181,10 @@ def kdrl(
         weight: mask or weights over tokens [..., T]; whatever stands at tokens of weight 0 counts nothing.
         reduction: "mean" over valid tokens of all responses, "sum" or "none" ([..., T]).
 
+    The divergence is that of the drawn tokens, which is all that a teacher has to give. Where it gives more, add beta
+    times `reverse_kl` of whole distributions, or `top_k_divergence`, to `clipped_policy`: the same expected gradient,
+    with less noise.
+
     Source: Xu et al., "KDRL: Post-Training Reasoning LLMs via Unified Knowledge Distillation and Reinforcement
     Learning", 2025, equation 8. Dividing a masked divergence by all tokens is our choice.
 
