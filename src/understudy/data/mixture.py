@@ -5,11 +5,45 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from understudy.errors import DataError
+from understudy.errors import DataError, unknown_name
+
+MIXTURES = ("ddk", "equal")
+
+
+@dataclass
+class Mixture:
+    """In which shares a stage draws its batches from the domains; without one, as they come in the data.
+
+    Attributes:
+        name: "ddk": the more from a domain, the further the student is behind its teacher there, or "equal": as much
+            from each.
+        every: with "ddk": steps between two updates. The first so many are drawn as the data has them.
+        smoothing: with "ddk": the authors' alpha; each domain keeps (1 - smoothing) / N. None for weights made anew
+            from the perplexities alone at every update, without history or floor.
+        documents: with "ddk": how many validation documents of each domain the perplexities are measured on, at most.
+        teacher: with "ddk": whose perplexity counts, where there are several teachers.
+    """
+
+    name: Literal["ddk", "equal"]
+    every: int = 1000
+    smoothing: float | None = 0.5
+    documents: int = 500
+    teacher: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check what cannot be right."""
+        if self.name not in MIXTURES:
+            raise unknown_name("mixture", str(self.name), MIXTURES)
+        if self.every < 1 or self.documents < 1:
+            raise DataError(
+                f"every is {self.every} and documents {self.documents}; both must be at least 1."
+            )
+        if self.smoothing is not None and not 0 <= self.smoothing <= 1:
+            raise DataError(f"smoothing is {self.smoothing}; it must lie between 0 and 1.")
 
 
 def perplexity_ratios(

@@ -94,6 +94,7 @@ class SampleOrder:
         seed: int,
         labelled_only: bool = False,
         drop_last: bool = True,
+        population: torch.Tensor | None = None,
     ) -> SampleOrder:
         """Return the order of a stage over `split`.
 
@@ -105,19 +106,23 @@ class SampleOrder:
                 as the whole split would give. Without unlabelled samples it changes nothing.
             drop_last: leave out what does not fill a batch at the end of a pass over the whole
                 split.
+            population: int64 [N], draw only these positions, for as many steps of the same size as
+                the whole split would give; None for all.
         """
         everything = cls(
             torch.arange(len(split)), batch_size=batch_size, seed=seed, drop_last=drop_last
         )
-        labelled = split.labelled
-        if not labelled_only or len(labelled) == len(split):
+        chosen = everything.population if population is None else population
+        if labelled_only:
+            chosen = chosen[torch.isin(chosen, split.labelled)]
+        if len(chosen) == len(split):
             return everything
-        if len(labelled) == 0:
+        if len(chosen) == 0:
             raise DataError(
                 "No training sample has a label, and this stage learns from labels only."
             )
         return cls(
-            labelled,
+            chosen,
             batch_size=everything.batch_size,
             seed=seed,
             steps_per_epoch=everything.steps_per_epoch,

@@ -3,10 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from understudy.errors import DataError
+from understudy.errors import DataError, unknown_name
+
+SELECTIONS = ("difference", "random")
+
+
+@dataclass
+class Select:
+    """Which part of the training samples a stage learns from.
+
+    The stage is as long as one over all samples: what is kept is seen more often.
+
+    Attributes:
+        name: "difference": the documents that the teacher finds much likelier than a small reference model does
+            (MiniPLM), or "random": as many at random, to compare with; each seed draws its own.
+        ratio: the share that is kept, in (0, 1].
+        teacher: with "difference": whose likelihood counts, where there are several teachers.
+        per_token: with "difference": by likelihood per token, as the authors' code does; false for that of the whole
+            document, which prefers long ones.
+    """
+
+    name: Literal["difference", "random"]
+    ratio: float = 0.5
+    teacher: str | None = None
+    per_token: bool = True
+
+    def __post_init__(self) -> None:
+        """Check what cannot be right."""
+        if self.name not in SELECTIONS:
+            raise unknown_name("selection", str(self.name), SELECTIONS)
+        if not 0 < self.ratio <= 1:
+            raise DataError(f"ratio is {self.ratio}; it must be above 0 and at most 1.")
+        if self.name == "random" and self.teacher is not None:
+            raise DataError("a random selection listens to no teacher; leave `teacher` out")
 
 
 def difference_scores(

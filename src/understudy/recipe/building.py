@@ -21,13 +21,21 @@ from understudy.models.normalisation import Statistics, channel_statistics
 from understudy.recipe.components import Component
 from understudy.recipe.kinds import METHOD, SOURCE, TRANSFORM
 from understudy.recipe.problems import Place, dotted
-from understudy.recipe.sections import Arm, StageDefaults, TeacherSection, read_stage
+from understudy.recipe.sections import (
+    Arm,
+    ReferenceSection,
+    StageDefaults,
+    TeacherSection,
+    read_stage,
+)
 from understudy.tasks import LanguageModelling, Task, make_task
 from understudy.training.experiment import (
     BASELINE,
+    REFERENCE,
     TEACHER,
     Experiment,
     ExperimentData,
+    ExperimentReference,
     ExperimentTeacher,
 )
 from understudy.training.splits import make_splits
@@ -83,6 +91,7 @@ def build(recipe: Recipe, directory: Path) -> Experiment:
         settings=recipe.settings(),
         task=task,
         recipe=recipe.resolved(),
+        reference=None if recipe.reference is None else _reference(makers, recipe.reference),
     )
     return experiment
 
@@ -203,11 +212,34 @@ class ModelMaker:
 
 def _teacher(makers: ModelMaker, section: TeacherSection, place: Place) -> ExperimentTeacher:
     """Return a teacher; `place` is where it stands in the recipe."""
-    component, trained = section.model, section.train is not None
+    return ExperimentTeacher(
+        build=None
+        if section.model is None
+        else _trained_maker(makers, section.model, section.train is not None, place),
+        stages=section.train.build() if section.train is not None else (),
+        labels=section.labels,
+        store=section.store,
+        precision=section.precision,
+        ahead=section.ahead,
+    )
+
+
+def _reference(makers: ModelMaker, section: ReferenceSection) -> ExperimentReference:
+    """Return the model against which documents are scored."""
+    return ExperimentReference(
+        build=_trained_maker(makers, section.model, section.train is not None, (REFERENCE,)),
+        stages=section.train.build() if section.train is not None else (),
+        share=section.share,
+    )
+
+
+def _trained_maker(
+    makers: ModelMaker, component: Component, trained: bool, place: Place
+) -> Callable[[], Model]:
+    """Return what makes a model, and refuses one that knows nothing and will not be trained."""
     where = dotted((*place, "model"))
 
     def make() -> Model:
-        assert component is not None
         model = makers.make(component, where, copied=trained)
         if not trained and model.weights == "random":
             raise ModelError(
@@ -216,11 +248,4 @@ def _teacher(makers: ModelMaker, section: TeacherSection, place: Place) -> Exper
             )
         return model
 
-    return ExperimentTeacher(
-        build=None if component is None else make,
-        stages=section.train.build() if section.train is not None else (),
-        labels=section.labels,
-        store=section.store,
-        precision=section.precision,
-        ahead=section.ahead,
-    )
+    return make

@@ -17,6 +17,7 @@ from understudy.recipe.problems import Place, Section, dotted, gather, problem, 
 from understudy.recipe.sections import (
     Arm,
     DataSection,
+    ReferenceSection,
     StageDefaults,
     StudentSection,
     TeacherSection,
@@ -24,13 +25,14 @@ from understudy.recipe.sections import (
     is_section,
     read_arm,
     read_arms,
+    read_reference,
     read_teacher,
     read_teachers,
 )
 from understudy.tasks import Classification
 from understudy.tasks import Name as TaskName
 from understudy.teachers.listening import heard
-from understudy.training.experiment import BASELINE, TEACHER
+from understudy.training.experiment import BASELINE, REFERENCE, TEACHER
 from understudy.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -60,6 +62,10 @@ class Recipe(_SettingFields, StageDefaults):  # type: ignore[misc]
     teachers: dict[str, TeacherSection] | None = Field(
         None,
         description="several teachers by name, instead of `teacher`; a method says to which it listens",
+    )
+    reference: ReferenceSection | None = Field(
+        None,
+        description="the small model against which documents are scored, where a stage selects by difference",
     )
     student: StudentSection = Field(description="the student")
     baseline: bool = Field(
@@ -129,6 +135,11 @@ class Recipe(_SettingFields, StageDefaults):  # type: ignore[misc]
     def _read_teachers(cls, value: Any, info: ValidationInfo) -> Any:
         return read_teachers(value, _defaults(info.data))
 
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _read_reference(cls, value: Any, info: ValidationInfo) -> Any:
+        return read_reference(value, _defaults(info.data))
+
     @field_validator("arms", mode="before")
     @classmethod
     def _read_arms(cls, value: Any, info: ValidationInfo) -> Any:
@@ -167,7 +178,21 @@ class Recipe(_SettingFields, StageDefaults):  # type: ignore[misc]
             raise problem_at(
                 ("teacher",), f"is missing; the arms {', '.join(needing)} learn from one", None
             )
+        self._check_reference()
         return self
+
+    def _check_reference(self) -> None:
+        """Refuse a selection by difference without a reference, and the reverse."""
+        scoring = [name for name, arm in (self.arms or {}).items() if arm.selects_by_difference]
+        if scoring and self.reference is None:
+            text = f"is missing; the arms {', '.join(scoring)} select by difference from such a small model"
+            raise problem_at((REFERENCE,), text, None)
+        if self.reference is not None and not scoring:
+            text = "is given, and no stage selects by difference (`select: {name: difference}`)"
+            raise problem_at((REFERENCE,), text, None)
+        if self.reference is not None and REFERENCE in self.named_teachers:
+            text = "a teacher cannot be called 'reference' beside the reference model"
+            raise problem_at(("teachers", REFERENCE), text, None)
 
     def _check_names(self) -> None:
         """Refuse a method that listens to a teacher that there is not."""
@@ -199,11 +224,13 @@ class Recipe(_SettingFields, StageDefaults):  # type: ignore[misc]
         # A key that is nearly always empty is left out.
         several = ["teachers"] if self.teachers is not None else []
         task = ["task"] if self.task != Classification.name else []
-        first = ["name", *task, "seeds", "data", "teacher", *several, "student", "baseline", "arms"]
+        reference = [REFERENCE] if self.reference is not None else []
+        first = ["name", *task, "seeds", "data", "teacher", *several, *reference, "student"]
+        first += ["baseline", "arms"]
         rest = [
             key
             for key in type(self).model_fields
-            if key not in (*first, "methods", "teachers", "task")
+            if key not in (*first, "methods", "teachers", "task", REFERENCE)
         ]
         return {key: _plain(getattr(self, key)) for key in (*first, *rest)}
 
@@ -245,11 +272,16 @@ def _defaults(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: data[key] for key in StageDefaults.model_fields if key in data}
 
 
+_QUIET = ("select", "mixture")
+"""Keys that are nearly always empty, and left out then."""
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Component):
         return _plain(value.values())
     if isinstance(value, Section):
-        return {key: _plain(getattr(value, key)) for key in type(value).model_fields}
+        said = {key: getattr(value, key) for key in type(value).model_fields}
+        return {key: _plain(each) for key, each in said.items() if each or key not in _QUIET}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)

@@ -16,14 +16,27 @@ from understudy.recipe.hints import derived
 from understudy.recipe.kinds import KNOWN, METHOD, MODEL, OPTIMIZER, SCHEDULE, component_of, merged
 from understudy.recipe.problems import Section, found, gather, problem, problem_at
 from understudy.teachers.listening import RESERVED
-from understudy.training.experiment import TEACHER, ExperimentData, ExperimentTeacher
+from understudy.training.experiment import (
+    REFERENCE,
+    TEACHER,
+    ExperimentData,
+    ExperimentReference,
+    ExperimentTeacher,
+)
 from understudy.training.stage import Stage
 
 _StageFields: Any = derived("StageFields", Stage, known=KNOWN, convert=component_of)
 _DefaultFields: Any = derived(
-    "StageDefaults", Stage, known=KNOWN, convert=component_of, leave_out=("methods", "name")
+    "StageDefaults",
+    Stage,
+    known=KNOWN,
+    convert=component_of,
+    leave_out=("methods", "name", "select", "mixture"),
 )
 _DataFields: Any = derived("DataFields", ExperimentData, known=KNOWN)
+_ReferenceFields: Any = derived(
+    "ReferenceFields", ExperimentReference, leave_out=("build", "stages")
+)
 _TeacherFields: Any = derived("TeacherFields", ExperimentTeacher, leave_out=("build", "stages"))
 
 _LENGTHS = ("epochs", "steps")
@@ -59,8 +72,16 @@ class Arm(Section):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any method asks for a teacher."""
-        return bool(self.listening)
+        """Whether any method asks for a teacher, or data are chosen or mixed by one."""
+        mixtures = [stage.mixture for stage in self.stages]
+        mixed = any(each is not None and each.name == "ddk" for each in mixtures)
+        return mixed or self.selects_by_difference or bool(self.listening)
+
+    @property
+    def selects_by_difference(self) -> bool:
+        """Whether documents are scored by a teacher and a reference model."""
+        selections = [stage.select for stage in self.stages]
+        return any(each is not None and each.name == "difference" for each in selections)
 
     @property
     def listening(self) -> list[Method]:
@@ -82,6 +103,15 @@ class TeacherSection(_TeacherFields):  # type: ignore[misc]
     model: _ModelField | None = Field(  # type: ignore[valid-type]
         None, description="the teacher's model; not needed where there is a store of its outputs"
     )
+    train: Arm | None = Field(
+        None, description="how it is trained; nothing when its weights are loaded"
+    )
+
+
+class ReferenceSection(_ReferenceFields):  # type: ignore[misc]
+    """The small model against which documents are scored."""
+
+    model: _ModelField = Field(description="the reference model")  # type: ignore[valid-type]
     train: Arm | None = Field(
         None, description="how it is trained; nothing when its weights are loaded"
     )
@@ -241,6 +271,31 @@ def read_teacher(value: Any, defaults: Defaults) -> TeacherSection | None:
         )
         raise problem_at(("train",), text, training)
     completed: TeacherSection = teacher.model_copy(update={"train": arm})
+    return completed
+
+
+def read_reference(value: Any, defaults: Defaults) -> ReferenceSection | None:
+    """Return the reference model from its section, or from its model alone."""
+    if value is None or isinstance(value, ReferenceSection):
+        return value
+    given = dict(value) if is_section(value, "model") else {"model": value}
+    training = given.pop("train", None)
+
+    def train() -> Arm | None:
+        if training is None:
+            return None
+        return read_arm(
+            training, defaults, name=REFERENCE, methods=[METHOD.from_object(Supervised())]
+        )
+
+    reference, arm = gather(
+        REFERENCE, [((), partial(ReferenceSection.model_validate, given)), (("train",), train)]
+    )
+    if arm is not None and arm.needs_teacher:
+        raise problem_at(
+            ("train",), "the reference has no teacher; train it with `supervised`", training
+        )
+    completed: ReferenceSection = reference.model_copy(update={"train": arm})
     return completed
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from understudy import seeding
 from understudy.data.batch import Batch
 from understudy.data.loader import Encoder, EvaluationLoader, TrainingLoader
-from understudy.data.order import SampleOrder
+from understudy.data.order import Order, SampleOrder
 from understudy.data.source import Split
 from understudy.data.views import Views
 from understudy.errors import PreflightError, UnderstudyError, UnknownName
@@ -30,9 +30,12 @@ from understudy.teachers.passes import Pass
 from understudy.teachers.readings import Reading, Seen
 from understudy.teachers.store import Store
 from understudy.teachers.stored import StoredModel, StoredTeacher
+from understudy.training.choosing import chosen
 from understudy.training.distribution import World
 from understudy.training.experiment import TEACHER, Experiment
 from understudy.training.fitting import FITTED, PROVISIONAL, Fitting, make_study
+from understudy.training.likelihoods import Likelihoods
+from understudy.training.mixing import make_mixing
 from understudy.training.precision import Precision
 from understudy.training.run_directory import RunDirectory
 from understudy.training.splits import DATA_SEED, Splits
@@ -87,6 +90,9 @@ class Context:
         teacher_predictions: teacher name -> its answers on the test split, once there are any.
         teacher_embeddings: teacher name -> its embeddings of the first test samples, once there are any (see
             `embeddings`).
+        scores: teacher name -> its likelihoods of the training documents and those of the reference model, once there
+            are any.
+        held_out: domains and a number of documents -> validation documents that a mixture is measured on.
     """
 
     experiment: Experiment
@@ -96,6 +102,8 @@ class Context:
     precision: Precision = field(default_factory=Precision)
     teacher_predictions: dict[str, Answers] = field(default_factory=dict)
     teacher_embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
+    scores: dict[str, tuple[Likelihoods, Likelihoods]] = field(default_factory=dict)
+    held_out: dict[tuple[tuple[str, ...], int], Split] = field(default_factory=dict)
     _loaders: dict[tuple[int, str], EvaluationLoader] = field(default_factory=dict)
     _stores: list[Store] = field(default_factory=list)
 
@@ -190,11 +198,28 @@ class Context:
                 if name in asked:
                     encoders[name] = each.preprocess
         fits = any(method.needs_study for method in using)
-        order = SampleOrder.over(
-            split,
+        population = chosen(self, stage, split, seed)
+        drawn_from = seeding.derive(seed, "order", number)
+        mixing = make_mixing(
+            self,
+            stage,
+            student=student,
+            teachers=teachers,
+            split=split,
+            population=population,
             batch_size=self.batch_size,
-            seed=seeding.derive(seed, "order", number),
-            labelled_only=self._learns_from_labels_only(split, stage),
+            seed=drawn_from,
+        )
+        order: Order = (
+            SampleOrder.over(
+                split,
+                batch_size=self.batch_size,
+                seed=drawn_from,
+                labelled_only=self._learns_from_labels_only(split, stage),
+                population=population,
+            )
+            if mixing is None
+            else mixing.order
         )
         views = self.views(seed)
         loader = TrainingLoader(
@@ -231,6 +256,7 @@ class Context:
             precisions={name: each.precision for name, each in given.items()},
             ahead=[name for name, each in given.items() if each.ahead],
             earlier=earlier,
+            mixing=mixing,
             study=make_study(self, fitting, self._fitted(using, teachers), split, views)
             if fits
             else None,

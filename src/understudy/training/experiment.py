@@ -21,6 +21,9 @@ BASELINE = "baseline"
 TEACHER = "teacher"
 """The role of an only teacher, and the name under which its own training and results are logged."""
 
+REFERENCE = "reference"
+"""The role of the model against which documents are scored. It is logged like a teacher of this name."""
+
 
 @dataclass
 class ExperimentData:
@@ -65,6 +68,22 @@ class ExperimentTeacher:
 
 
 @dataclass
+class ExperimentReference:
+    """The small model against which documents are scored, where a stage selects by difference.
+
+    Attributes:
+        build: makes the model; called once. It has to read the same tokens as the teacher.
+        stages: how it is trained; empty when its weights are loaded.
+        share: how many training documents it is trained on (a count, or a fraction below 1). Nobody else sees them:
+            what it learnt by heart would be scored too low. Without stages nothing is set aside.
+    """
+
+    build: Callable[[], Model]
+    stages: Sequence[Stage] = ()
+    share: int | float = 0.1
+
+
+@dataclass
 class Experiment:
     """Everything that a run needs.
 
@@ -79,6 +98,7 @@ class Experiment:
         task: what a batch means.
         recipe: the resolved recipe as plain values, for the run directory.
         teachers: teacher name -> teacher, of an only one, whose name is `TEACHER`, too.
+        reference: what documents are scored against; None where no stage selects by difference.
     """
 
     name: str
@@ -90,6 +110,7 @@ class Experiment:
     task: Task = field(default_factory=Classification)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     teachers: Mapping[str, ExperimentTeacher] = field(default_factory=dict)
+    reference: ExperimentReference | None = None
 
     def __post_init__(self) -> None:
         """Name an only teacher."""
@@ -102,6 +123,10 @@ class Experiment:
                 raise TrainingError(
                     f"A teacher cannot be called '{name}'; {', '.join(RESERVED)} have another meaning."
                 )
+        if self.reference is not None and REFERENCE in self.teachers:
+            raise TrainingError(
+                f"A teacher cannot be called '{REFERENCE}' beside a reference model."
+            )
 
 
 def arm_of(teacher: str) -> str:

@@ -40,7 +40,7 @@ def train(
     """
     run.train_mode()
     end = run.step if run.stopped_early else run.total_steps
-    for parts in run.loader.steps(run.step, end):
+    for parts in run.batches(end):
         run.drop_gradients()
         terms: dict[str, torch.Tensor] = {}
         for part, shares, context in run.plan_parts(parts):

@@ -21,6 +21,7 @@ from understudy.models.model import Model, fingerprint
 from understudy.models.surgery import fold_heads, operate
 from understudy.teachers.stored import StoredModel
 from understudy.training.checkpoint import Checkpoints
+from understudy.training.choosing import selection_line
 from understudy.training.context import Context, Teachers
 from understudy.training.fitting import Fitting, fit_lines
 from understudy.training.loop import Interrupted, train
@@ -111,8 +112,8 @@ class Member:
             try:
                 if found is not None and resumes:
                     run.load(found["run"])
-                elif run.study is not None:
-                    self._record("fit", stage=run.stage.name, fitted=fit_lines(run.study))
+                else:
+                    self._say_what_it_starts_from(run, split)
                 self._train_stage(run, student, number)
                 self._earlier = run.learnt()
             finally:
@@ -120,6 +121,14 @@ class Member:
             self._total_steps += run.step
             read = torch.tensor(run.tokens, device=self.context.world.device)
             self._tokens += int(self.context.world.sum(read))
+
+    def _say_what_it_starts_from(self, run: StageRun, split: Split) -> None:
+        """Record what was fitted and selected for a stage."""
+        if run.study is not None:
+            self._record("fit", stage=run.stage.name, fitted=fit_lines(run.study))
+        selection = selection_line(self.context, run.stage, split, self.seed)
+        if selection is not None:
+            self._record("selection", **selection)
 
     def _give_way(self) -> None:
         """Stop between two batches of a pass when the process was asked to; what was collected is kept."""
@@ -133,6 +142,13 @@ class Member:
         def write(**fields: Any) -> None:
             fields["step"] += self._total_steps
             self._record("step", stage=run.stage.name, **fields)
+
+        def mixed(**fields: Any) -> None:
+            fields["step"] += self._total_steps
+            self._record("mixture", stage=run.stage.name, **fields)
+
+        if run.mixing is not None:
+            run.mixing.record = mixed
 
         def save() -> None:
             nonlocal clock

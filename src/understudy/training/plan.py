@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from understudy.data.source import Split
+from understudy.errors import called
 from understudy.evaluation import cost
 from understudy.evaluation.memory import PeakMemory
 from understudy.methods.wiring import Side, TapShape
@@ -18,11 +19,13 @@ from understudy.models.surgery import restored
 from understudy.models.taps import unchanged
 from understudy.teachers.notes import Note
 from understudy.teachers.stored import StoredModel
+from understudy.training.choosing import check_reference, scoring_teacher, selection_notes
 from understudy.training.context import Context, Teachers
 from understudy.training.distribution import join_world
-from understudy.training.experiment import Experiment, arm_of
+from understudy.training.experiment import REFERENCE, Experiment, arm_of
 from understudy.training.fitting import Fitting
 from understudy.training.measuring import loss_flops, teacher_notes, teacher_uses
+from understudy.training.mixing import mixing_notes
 from understudy.training.precision import Precision
 from understudy.training.preflight import check_outputs, check_stage
 from understudy.training.probe import choose_precision
@@ -31,7 +34,7 @@ from understudy.training.splits import make_splits
 from understudy.training.stage import Stage
 from understudy.training.stage_run import Earlier, StageRun
 from understudy.training.store_plan import StorePlan, TeacherUse, plan_store
-from understudy.training.teacher import build_teachers
+from understudy.training.teacher import build_reference, build_teachers
 from understudy.training.verdict import Verdict
 
 
@@ -156,16 +159,20 @@ def make_plan(experiment: Experiment, path: Path | None = None) -> Plan:
     context = Context(experiment, make_splits(experiment), world, directory)
     seed = experiment.settings.seeds[0]
     student, teachers = context.build_student(seed), build_teachers(context)
+    reference = build_reference(context)
     _place(context, teachers)
     verdicts = check_outputs(context, student, teachers)
+    verdicts += check_reference(context, reference, teachers)
     models = [model_plan(context, "student", student)]
     models += [_teacher_plan(context, arm_of(name), each) for name, each in teachers.items()]
+    if reference is not None:
+        models.append(model_plan(context, arm_of(REFERENCE), reference))
     stages: list[StagePlan] = []
     probed: dict[str, float] = {}
     if all(verdict.outcome != "refused" for verdict in verdicts):
         context.precision, probed = choose_precision(context, teachers)
         _place(context, teachers)
-        stages = inspect_stages(context, teachers, measure=True)
+        stages = inspect_stages(context, teachers, measure=True, reference=reference)
     splits = context.splits
     return Plan(
         name=experiment.name,
@@ -174,6 +181,7 @@ def make_plan(experiment: Experiment, path: Path | None = None) -> Plan:
             "labelled": len(splits.train.labelled),
             "validation": len(splits.validation) if splits.validation else 0,
             "test": len(splits.test),
+            **({} if splits.reference is None else {"reference": len(splits.reference)}),
         },
         classes=context.classes,
         batch_size=context.batch_size,
@@ -232,9 +240,20 @@ def _teacher_plan(context: Context, role: str, teacher: Model | StoredModel) -> 
 
 
 def inspect_stages(
-    context: Context, teachers: Teachers, *, measure: bool = False
+    context: Context,
+    teachers: Teachers,
+    *,
+    measure: bool = False,
+    reference: Model | None = None,
 ) -> list[StagePlan]:
-    """Build every stage of every arm, run one step that leaves no trace, and say what was found."""
+    """Build every stage of every arm, run one step that leaves no trace, and say what was found.
+
+    Args:
+        context: the run.
+        teachers: its teachers.
+        measure: whether to measure what the stages cost.
+        reference: what documents are scored against, for what that costs.
+    """
     plans = []
     seed = context.experiment.settings.seeds[0]
     for name, given in context.experiment.teachers.items():
@@ -243,10 +262,14 @@ def inspect_stages(
             assert isinstance(model, Model)
             stages = list(given.stages)
             plans += _inspect_arm(context, arm_of(name), stages, model, {}, split, measure)
+    given_reference, aside = context.experiment.reference, context.splits.reference
+    if given_reference is not None and aside is not None and reference is not None:
+        stages, arm = list(given_reference.stages), arm_of(REFERENCE)
+        plans += _inspect_arm(context, arm, stages, reference, {}, aside, measure)
     for arm, make in context.experiment.arms.items():
         student = context.build_student(seed)
         plans += _inspect_arm(
-            context, arm, make(), student, teachers, context.splits.train, measure
+            context, arm, make(), student, teachers, context.splits.train, measure, reference
         )
     return plans
 
@@ -259,6 +282,7 @@ def _inspect_arm(
     teachers: Teachers,
     split: Split,
     measure: bool,
+    reference: Model | None = None,
 ) -> list[StagePlan]:
     plans = []
     earlier: Earlier = {}
@@ -277,10 +301,25 @@ def _inspect_arm(
             )
             try:
                 plans.append(_stage_plan(run, arm, measure))
+                if measure and stage.select is not None:
+                    scorers = _scorers(context, stage, teachers, reference)
+                    plans[-1].notes += selection_notes(context, stage, split, student, scorers)
                 earlier = run.learnt()
             finally:
                 run.close()
     return plans
+
+
+def _scorers(
+    context: Context, stage: Stage, teachers: Teachers, reference: Model | None
+) -> list[tuple[str, Model]]:
+    """Return the models that score documents for a stage, with what they are called."""
+    if stage.select is None or stage.select.name != "difference" or reference is None:
+        return []
+    name = scoring_teacher(context.experiment, stage)
+    teacher = teachers[name]
+    assert isinstance(teacher, Model)
+    return [(called(name), teacher), (REFERENCE, reference)]
 
 
 def _stage_plan(run: StageRun, arm: str, measure: bool) -> StagePlan:
@@ -298,6 +337,8 @@ def _stage_plan(run: StageRun, arm: str, measure: bool) -> StagePlan:
         fits=[] if run.study is None else run.study.notes,
         verdicts=check_stage(run, arm),
     )
+    if run.mixing is not None:
+        plan.notes += mixing_notes(run.mixing, run.total_steps)
     if measure:
         plan.loss_flops = loss_flops(run)
         plan.notes += teacher_notes(run)

@@ -18,9 +18,11 @@ from understudy.errors import PreflightError, RunDirectoryError, UnderstudyError
 from understudy.models import saved
 from understudy.models.model import Model
 from understudy.teachers.stored import StoredModel
+from understudy.training.choosing import check_reference, score
 from understudy.training.context import Context, heard_by_any
 from understudy.training.distribution import World, join_world
-from understudy.training.experiment import BASELINE, Experiment, arm_of
+from understudy.training.experiment import BASELINE, REFERENCE, Experiment, arm_of
+from understudy.training.loop import Interrupted
 from understudy.training.member import Member
 from understudy.training.plan import inspect_stages
 from understudy.training.precision import Precision
@@ -30,7 +32,12 @@ from understudy.training.run_directory import RunDirectory, commit
 from understudy.training.run_log import run_log
 from understudy.training.splits import make_splits
 from understudy.training.stage import Stage
-from understudy.training.teacher import build_teachers, teacher_fingerprint, teacher_predictions
+from understudy.training.teacher import (
+    build_reference,
+    build_teachers,
+    teacher_fingerprint,
+    teacher_predictions,
+)
 from understudy.training.trackers import make_trackers
 from understudy.training.verdict import Verdict, refuse
 
@@ -105,10 +112,12 @@ class _Run:
     def check(self) -> None:
         """Build the models, decide the precision and do every check that needs no training."""
         self.teachers = build_teachers(self.context)
+        self.reference = build_reference(self.context)
         self.student = self.context.build_student(self.experiment.settings.seeds[0])
         self._decide_precision()
         plans = inspect_stages(self.context, self.teachers)
         verdicts = [verdict for plan in plans for verdict in plan.verdicts]
+        verdicts += check_reference(self.context, self.reference, self.teachers)
         for verdict in verdicts:
             level = logging.WARNING if verdict.outcome == "warning" else logging.DEBUG
             logger.log(level, "Preflight, %s: %s", verdict.check, verdict.message)
@@ -123,6 +132,9 @@ class _Run:
             self._write_start(self.student)
         for name, teacher in self.teachers.items():
             self._teacher_member(name, teacher)
+        if self.reference is not None:
+            self._reference_member(self.reference)
+            score(self.context, self.teachers, self.reference, self._give_way)
         for seed in self.experiment.settings.seeds:
             for arm in self.experiment.arms:
                 self._student_member(arm, seed)
@@ -173,6 +185,7 @@ class _Run:
                 "labelled": len(splits.train.labelled),
                 "validation": len(splits.validation) if splits.validation else 0,
                 "test": len(splits.test),
+                **({} if splits.reference is None else {"reference": len(splits.reference)}),
             },
             data=source.identity,
             commit=commit(),
@@ -181,6 +194,8 @@ class _Run:
             channels_last=self.context.precision.channels_last,
         )
         everyone: dict[str, Model | StoredModel] = {"student": student, **self.teachers}
+        if self.reference is not None:
+            everyone[REFERENCE] = self.reference
         for role, model in everyone.items():
             self.directory.record(
                 "model",
@@ -189,7 +204,7 @@ class _Run:
                 parameters=model.parameters,
                 weights=model.weights,
                 fingerprint=teacher_fingerprint(model),
-                trained_here=bool(role == "student" or self._stages_of(role)),
+                trained_here=role == "student" or self._is_trained(role),
             )
             logger.info(
                 "%s: %s, %s parameters, initial weights: %s (%s)",
@@ -206,6 +221,12 @@ class _Run:
         if task.measure.name == "accuracy":
             return {}
         return {"measure": asdict(task.measure), "vocabulary": self.context.outputs(self.student)}
+
+    def _is_trained(self, role: str) -> bool:
+        """Tell whether this run trains a teacher, or the reference."""
+        if role == REFERENCE and self.experiment.reference is not None:
+            return bool(self.experiment.reference.stages)
+        return bool(self._stages_of(role))
 
     def _stages_of(self, teacher: str) -> Sequence[Stage]:
         """Return the stages in which this run trains a teacher."""
@@ -239,6 +260,26 @@ class _Run:
                 self.context.teacher_embeddings[name] = embeddings
         if self._stages_of(name):
             self._check_teacher(name, teacher)
+
+    def _reference_member(self, reference: Model) -> None:
+        """Train the reference model, where it is trained, on what is set aside for it."""
+        given, split = self.experiment.reference, self.context.splits.reference
+        assert given is not None
+        if split is None:
+            return
+        seed, arm = self.experiment.settings.seeds[0], arm_of(REFERENCE)
+        if self._finished(arm, seed):
+            saved.load(self.directory.teacher(REFERENCE), module=reference.module)
+            return
+        member = self._member(arm, seed)
+        member.train(reference, {}, list(given.stages), split)
+        member.finish(reference, self._metadata(arm, seed), teacher=REFERENCE)
+        self.world.wait()
+
+    def _give_way(self) -> None:
+        """Stop between two batches of documents when the process was asked to; what was scored is kept."""
+        if self.stop():
+            raise Interrupted("Stopped as asked, while documents were scored.")
 
     def _heard(self, arm: str, *, logits: bool = False) -> list[str]:
         """Return the teachers that the methods of an arm listen to; with `logits`, only to whose logits."""

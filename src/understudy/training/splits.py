@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from understudy.data.labels import carve, keep_labels
 from understudy.data.source import Split
 from understudy.training.experiment import Experiment
@@ -23,6 +25,7 @@ class Splits:
         teacher_train: the same with the labels that any teacher may see, all of them where there is no teacher.
         validation: for selection; None when there is none.
         test: for the final evaluation only.
+        reference: what only the reference model is trained on; None where there is none, or it is not trained.
     """
 
     train: Split
@@ -30,6 +33,7 @@ class Splits:
     teacher_train: Split
     validation: Split | None
     test: Split
+    reference: Split | None = None
 
 
 def make_splits(experiment: Experiment) -> Splits:
@@ -38,6 +42,9 @@ def make_splits(experiment: Experiment) -> Splits:
     train, validation = source.train, source.validation
     if validation is None and data.validation:
         train, validation = carve(train, data.validation, seed=DATA_SEED)
+    reference = None
+    if experiment.reference is not None and experiment.reference.stages:
+        train, reference = _set_aside(train, experiment.reference.share)
     teachers = {name: _kept(train, given.labels) for name, given in experiment.teachers.items()}
     return Splits(
         train=_kept(train, data.labels),
@@ -45,7 +52,16 @@ def make_splits(experiment: Experiment) -> Splits:
         teacher_train=max(teachers.values(), key=lambda split: len(split.labelled), default=train),
         validation=validation,
         test=source.test,
+        reference=reference,
     )
+
+
+def _set_aside(train: Split, share: int | float) -> tuple[Split, Split]:
+    """Take documents out at random, whether they have a domain or not."""
+    alike = train.with_labels(torch.zeros_like(train.labels))
+    _, taken = carve(alike, share, stratified=False, seed=DATA_SEED)
+    inside = torch.isin(train.ids, taken.ids)
+    return train.subset((~inside).nonzero().flatten()), train.subset(inside.nonzero().flatten())
 
 
 def _kept(split: Split, labels: int | float | None) -> Split:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from understudy.data.mixture import Mixture
+from understudy.data.selection import Select
 from understudy.errors import TrainingError
 from understudy.methods import Method
 from understudy.training.optimizers import Optimizer
@@ -55,6 +57,8 @@ class Stage:
             per epoch (stochastic weight averaging, Izmailov et al., UAI 2018); None for none.
         freeze: module paths of the student that stay as they are.
         early_stopping: when to stop before the end, None for never.
+        select: from which part of the training samples it learns; None for all.
+        mixture: in which shares it draws from the domains; None for as they come.
     """
 
     methods: Sequence[Method]
@@ -69,6 +73,8 @@ class Stage:
     average_from: float | None = None
     freeze: Sequence[str] = ()
     early_stopping: EarlyStopping | None = None
+    select: Select | None = None
+    mixture: Mixture | None = None
 
     def __post_init__(self) -> None:
         """Check what cannot be right."""

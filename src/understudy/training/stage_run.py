@@ -31,6 +31,7 @@ from understudy.training.distribution import World
 from understudy.training.fitting import fit_methods
 from understudy.training.freezing import freeze, frozen_parts, undecayed
 from understudy.training.live_side import live_teacher
+from understudy.training.mixing import Mixing
 from understudy.training.optimizers import quick_step
 from understudy.training.precision import Precision
 from understudy.training.random_state import get_random_state, set_random_state
@@ -64,6 +65,7 @@ class StageRun:
         ahead: names of teachers that work on the next batch while the student trains on this one.
         earlier: method name -> its state at the end of an earlier stage of the same arm.
         study: what the methods are fitted to; None where no method has a `fit`.
+        mixing: what changes the shares in which domains are drawn; None where nothing does.
 
     Attributes:
         step: optimiser steps done.
@@ -92,10 +94,12 @@ class StageRun:
         ahead: Sequence[str] = (),
         earlier: Earlier | None = None,
         study: Study | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         """Wire the methods and build what trains."""
         self.stage, self.precision, self._world = stage, precision, world
         self.loader: Steps = loader
+        self.mixing = mixing
         self._task = task
         self.unreached: list[str] = []
         self.steps_per_epoch = steps_per_epoch
@@ -223,6 +227,15 @@ class StageRun:
         """Return the schedule's factor on the learning rate in step `step`, counted from 0."""
         return self.stage.schedule.factor(step, self.total_steps, self.steps_per_epoch)
 
+    def batches(self, end: int) -> Iterator[Sequence[Batch]]:
+        """Give the micro-batches of each step up to `end`; what the loop has not done yet decides no batch."""
+        while self.step < end:
+            until = end
+            if self.mixing is not None:
+                self.mixing.update(self.step)
+                until = self.mixing.end(self.step, end)
+            yield from self.loader.steps(self.step, until)
+
     def plan_parts(
         self, parts: Sequence[Batch]
     ) -> Iterator[tuple[Batch, list[torch.Tensor] | None, AbstractContextManager[object]]]:
@@ -326,6 +339,7 @@ class StageRun:
             "tokens": self.tokens,
             "stopped_early": self.stopped_early,
             "random": self._world.gather(get_random_state()),
+            **({} if self.mixing is None else {"mixing": self.mixing.state()}),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -337,6 +351,8 @@ class StageRun:
         self.best = state["best"]
         self.step, self.tokens = state["step"], state["tokens"]
         self.stopped_early = state["stopped_early"]
+        if self.mixing is not None:
+            self.mixing.load(state["mixing"])
         set_random_state(state["random"][self._world.rank])
 
     def learnt(self) -> Earlier:

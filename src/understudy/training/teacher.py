@@ -14,7 +14,7 @@ from understudy.teachers.store import Key, Store
 from understudy.teachers.store.key import data_identity, plain, view_recipe
 from understudy.teachers.stored import StoredModel
 from understudy.training.context import Context
-from understudy.training.experiment import TEACHER, ExperimentTeacher
+from understudy.training.experiment import REFERENCE, TEACHER, ExperimentTeacher
 from understudy.training.splits import DATA_SEED
 
 logger = logging.getLogger("understudy")
@@ -63,6 +63,16 @@ def build_teacher(context: Context, name: str, given: ExperimentTeacher) -> Mode
         store.manifest.bytes / 1e6,
     )
     return StoredModel(store, build if given.build is not None else None)
+
+
+def build_reference(context: Context) -> Model | None:
+    """Build the model against which documents are scored; None where there is none."""
+    given = context.experiment.reference
+    if given is None:
+        return None
+    with seeding.isolated(context.experiment.settings.seeds[0], *seed_names(REFERENCE)):
+        model = given.build()
+    return context.place(model)
 
 
 def seed_names(teacher: str) -> tuple[str, ...]:
