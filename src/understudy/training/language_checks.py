@@ -26,8 +26,6 @@ def check_tokenizers(
     verdicts = []
     own = _described(student)
     for name, teacher in teachers.items():
-        if not isinstance(teacher, Model):
-            continue
         whom, theirs = called(name), _described(teacher)
         check = f"tokenizer of the {whom}"
         needing = sorted(
@@ -99,7 +97,10 @@ def check_language_teacher(
     return verdicts
 
 
-def _described(model: Model) -> dict[str, object]:
+def _described(model: Model | StoredModel) -> dict[str, object]:
+    if isinstance(model, StoredModel):
+        known = model.store.key.preprocess or {}
+        return {"tokenizer": known.get("tokenizer"), "vocabulary": model.width}
     config = model.preprocess.config()
     vocabulary = getattr(model.preprocess, "vocabulary", None)
     return {"tokenizer": config.get("tokenizer"), "vocabulary": vocabulary}

@@ -15,6 +15,7 @@ from understudy.teachers.store.files import Files, checksum, mapped, open_files,
 from understudy.teachers.store.manifest import (
     LOGITS,
     TRAIN,
+    Column,
     Finished,
     Manifest,
     Part,
@@ -62,6 +63,13 @@ def merge(into: str | Path, places: Sequence[str | Path]) -> Manifest:
         ]
         if holding:
             _copy(writer.files, shard, holding)
+    for name in writer.manifest.extra:
+        data = next(
+            (files.read(name) for files, _ in sources if files.size(name) is not None), None
+        )
+        if data is None or checksum(data) != writer.manifest.extra[name][1]:
+            raise StoreError(f"{name} of {sources[0][0].place} is missing or damaged.")
+        writer.write_extra(name, data)
     manifest = read_manifest(writer.files)
     return writer.complete() if len(manifest.finished) == len(manifest.shards) else manifest
 
@@ -111,13 +119,18 @@ def convert(
     store = Store(place)
     store.check_files()
     old = store.manifest.parts[TRAIN]
-    logits = store.logits
+    if store.manifest.ragged:
+        raise StoreError(
+            f"The store {store.place} holds a language model's tokens, which cannot be converted; label again in the "
+            "form that is wanted."
+        )
+    logits = store.codec
     if not isinstance(logits, Dense):
         raise StoreError(
-            f"The store {store.place} holds only the {logits.k} largest logits; what was left out cannot be had back. "
+            f"The store {store.place} holds only the largest logits; what was left out cannot be had back. "
             "Convert the store with all logits, or label again."
         )
-    columns: dict[str, Dense | Sparse] = {}
+    columns: dict[str, Column] = {}
     for column, codec in old.columns.items():
         assert isinstance(codec, Dense)
         chosen = dtype if column == LOGITS else feature_dtype
