@@ -59,7 +59,9 @@ def documents(count: int, task: str, seed: int = 0) -> list[Any]:
     generator = torch.Generator().manual_seed(seed)
 
     def text(words: int) -> str:
-        return " ".join(WORDS[int(torch.randint(10, (), generator=generator))] for _ in range(words))
+        return " ".join(
+            WORDS[int(torch.randint(10, (), generator=generator))] for _ in range(words)
+        )
 
     lengths = torch.randint(1, 9, (count,), generator=generator).tolist()
     lengths[1] = 30

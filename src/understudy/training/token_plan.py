@@ -16,9 +16,10 @@ from understudy.models.language_head import head_of
 from understudy.models.model import Model
 from understudy.models.tokens import TokenSequence
 from understudy.objectives import Head
-from understudy.teachers.store.codecs import Dense, Sparse
+from understudy.teachers.store.codecs import Dense, Sparse, record_bytes
 from understudy.teachers.store.manifest import HIDDEN, LOGITS, SCORES, Column
 from understudy.teachers.store.settings import StoreSettings
+from understudy.teachers.store.stored_head import head_bytes
 from understudy.teachers.store.token_scores import TokenScores
 from understudy.training.context import Context
 from understudy.training.distribution import World
@@ -26,7 +27,10 @@ from understudy.training.labeller import Piece
 
 PASS_TOKENS = 16384
 """Most tokens that the teacher reads in one pass, unless a single document has more."""
+KEPT = 64
+"""Logits kept in the smallest form that a plan shows; fewer where there are few tokens."""
 _COUNTED_AT_ONCE = 256
+_LOOKED_AT = 512
 
 
 @dataclass(frozen=True)
@@ -162,3 +166,42 @@ def token_columns(
         {HIDDEN: states, SCORES: TokenScores()},
         head,
     )
+
+
+def token_sizes(context: Context, teacher: Model, views: int) -> tuple[int, dict[str, int]]:
+    """Estimate what a store of a language model's outputs on the training documents would take.
+
+    The tokens of some documents, spread evenly, are counted; the others are taken to be as long.
+
+    Args:
+        context: the run.
+        teacher: the model.
+        views: views of each document.
+
+    Returns:
+        How many tokens are predicted over all views, and form -> bytes.
+    """
+    split = context.splits.train
+    some = torch.linspace(0, len(split) - 1, min(_LOOKED_AT, len(split))).long()
+    alone = World(0, 1, context.world.device)
+    counted = count_tokens(teacher.preprocess, split, some, None, alone)
+    tokens = round(int(counted.predicted.sum()) / len(some) * len(split)) * views
+    width, found = context.outputs(teacher), head_of(teacher.module)
+    kept = min(KEPT, -(-width // 2))
+    forms: dict[str, Column] = {
+        f"top {kept} in float16": Sparse(width, kept, "float16", (1.0,)),
+        "all logits in float16": Dense((width,), "float16"),
+    }
+    head = 0
+    if found is not None:
+        made = found.head(width)
+        head = len(head_bytes(made))
+        states = {
+            f"hidden states in {dtype}": Dense((made.width,), dtype)
+            for dtype in ("float32", "bf16", "int8")
+        }
+        forms = {**states, **forms}
+    return tokens, {
+        name: tokens * record_bytes(codec) + (head if name.startswith("hidden") else 0)
+        for name, codec in forms.items()
+    }
