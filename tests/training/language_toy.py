@@ -99,6 +99,15 @@ def model(task: str = "causal_lm", seed: int = 0, **preprocess: Any) -> Model:
     )
 
 
+def teacher_model(task: str = "causal_lm", **preprocess: Any) -> Model:
+    """Return a teacher with an opinion: its logits are far from each other, though it was never trained."""
+    made = model(task, 7, **preprocess)
+    if task == "causal_lm":
+        with torch.no_grad():
+            made.module.get_output_embeddings().weight.mul_(20)  # type: ignore[operator]
+    return made
+
+
 def experiment(
     task: str = "causal_lm",
     *,
@@ -143,7 +152,7 @@ def experiment(
         data=ExperimentData(source(task, count), validation=0.25),
         student=lambda: model(task, **(student_rows or {})),
         teacher=ExperimentTeacher(
-            (lambda: model(task, 7, **(teacher_rows or {}))) if live else None,
+            (lambda: teacher_model(task, **(teacher_rows or {}))) if live else None,
             store=None if store is None else StoreSettings(**store),
         ),
         arms={"kd": stages},
