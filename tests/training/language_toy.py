@@ -84,8 +84,10 @@ def source(task: str = "causal_lm", count: int = 24) -> Source:
     )
 
 
-def model(task: str = "causal_lm", seed: int = 0, **preprocess: Any) -> Model:
-    """Return a tiny model with one token for each byte."""
+def model(
+    task: str = "causal_lm", seed: int = 0, tokenizer: str | None = None, **preprocess: Any
+) -> Model:
+    """Return a tiny model with one token for each byte, or with the tokenizer in a folder."""
     family, config = FAMILIES[task]
     torch.manual_seed(seed)
     return build(
@@ -94,7 +96,7 @@ def model(task: str = "causal_lm", seed: int = 0, **preprocess: Any) -> Model:
         kind="text",
         task=task,
         config=config,
-        tokenizer={"kind": "bytes"},
+        tokenizer=tokenizer or {"kind": "bytes"},
         preprocess={"max_length": 32 if task != "seq2seq" else 48, **preprocess},
     )
 
@@ -128,7 +130,7 @@ def experiment(
         live: whether the teacher's model is there.
         methods: names, or methods.
         steps: optimiser steps.
-        student_rows: changes of the student's preprocessing.
+        student_rows: changes of the student's preprocessing, or its `tokenizer`.
         teacher_rows: of the teacher's.
         count: training documents.
         settings: of the run.

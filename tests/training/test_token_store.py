@@ -17,7 +17,7 @@ from language_toy import LANGUAGE_TOY_FILE, experiment, model, source, teacher_m
 from safetensors.torch import load_file
 from toy import experiment as classification
 
-from understudy.errors import DataError, StoreError
+from understudy.errors import DataError, PreflightError, StoreError
 from understudy.evaluation import geometry
 from understudy.evaluation.tokens import ScoredTokens
 from understudy.methods.token_kd import TokenKD
@@ -236,6 +236,23 @@ def test_rows_do_not_matter_but_tokens_do(tmp_path: Path) -> None:
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_students_that_are_asked_for_other_tokens_are_refused(tmp_path: Path, stored: bool) -> None:
+    store = {"path": str(tmp_path / "s")} if stored else None
+    if stored:
+        label(experiment("masked_lm", store=store))
+    given = {"store": store, "live": not stored, "preflight": "refuse"}
+    with pytest.raises(PreflightError, match=r"other tokens .*'seed': 1.*Give both the same"):
+        run(experiment("masked_lm", student_rows={"seed": 1}, **given), tmp_path / "r")
+    tokenizer = model("masked_lm").preprocess.tokenizer  # type: ignore[attr-defined]
+    tokenizer.add_tokens(["the cat"])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    other = {"tokenizer": str(tmp_path / "tokenizer")}
+    with pytest.raises(PreflightError, match="have different tokenizers"):
+        run(experiment("masked_lm", student_rows=other, **given), tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
 def test_the_teacher_is_compared_with_what_it_said(tmp_path: Path) -> None:
     forms = ({}, {"top_k": 8, "dtype": "float16"}, {"keep": "logits", "dtype": "bf16"})
     for number, settings in enumerate(forms):
@@ -268,9 +285,26 @@ def test_what_cannot_be_kept_is_said(tmp_path: Path) -> None:
         label(experiment(store={"path": place, "taps": ["model.layers.0"]}))
     with pytest.raises(StoreError, match="top_k of the store is 999, .* has 260 tokens"):
         label(experiment(store={"path": place, "top_k": 999}))
-    label(experiment(store={"path": place}))
-    with pytest.raises(StoreError, match="tokens, which cannot be converted"):
-        convert(place, tmp_path / "other", dtype="int8")
+
+
+def test_hidden_states_become_other_forms_without_the_teacher(tmp_path: Path) -> None:
+    label(experiment(store={"path": str(tmp_path / "s"), "shard_samples": 7}))
+    store = {"path": str(tmp_path / "direct"), "top_k": 8, "shard_samples": 7, "dtype": "float16"}
+    direct = label(experiment(store=store, methods=("token_kd",)))
+    made = convert(tmp_path / "s", tmp_path / "made", top_k=8)
+    assert made.deviation("train", "logits") == direct.deviation("train", "logits")
+    for path in (tmp_path / "direct").glob("train-*.npy"):
+        assert (tmp_path / "made" / path.name).read_bytes() == path.read_bytes(), path.name
+    run(experiment(methods=("token_kd",), live=False, store=store), tmp_path / "one")
+    store["path"] = str(tmp_path / "made")
+    run(experiment(methods=("token_kd",), live=False, store=store), tmp_path / "other")
+    first, second = weights(tmp_path / "one"), weights(tmp_path / "other")
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert metrics(tmp_path / "other")["kd"]["kl"] is not None
+    small = convert(tmp_path / "s", tmp_path / "int8", dtype="int8")
+    assert small.bytes < made.bytes < Store(tmp_path / "s").manifest.bytes
+    with pytest.raises(StoreError, match="only the 8 largest logits"):
+        convert(tmp_path / "made", tmp_path / "other-form", dtype="int8")
 
 
 def test_a_plan_says_what_a_store_of_tokens_costs(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def check_tokenizers(
             verdicts.append(
                 Verdict(check, "ok", f"the same as the student's, {own['vocabulary']} tokens")
             )
+            verdicts += _check_masks(whom, _masks(student), _masks(teacher), needing)
         elif not needing:
             verdicts.append(
                 Verdict(check, "ok", "another than the student's, as the methods allow")
@@ -95,6 +96,32 @@ def check_language_teacher(
             )
         )
     return verdicts
+
+
+def _check_masks(
+    whom: str, own: dict[str, object], theirs: dict[str, object], needing: list[str]
+) -> list[Verdict]:
+    """Check that student and teacher are asked for the same tokens, where tokens are taken out at random."""
+    if own == theirs or not needing:
+        return []
+    return [
+        Verdict(
+            f"masks of the {whom}",
+            "refused",
+            f"The student is asked for other tokens ({own}) than the {whom} ({theirs}), so that {', '.join(needing)} "
+            "would compare different tokens. Give both the same `share` and `seed`.",
+        )
+    ]
+
+
+def _masks(model: Model | StoredModel) -> dict[str, object]:
+    """Return what decides which tokens are taken out; nothing where none are."""
+    config = (
+        model.store.key.preprocess or {}
+        if isinstance(model, StoredModel)
+        else model.preprocess.config()
+    )
+    return {name: config[name] for name in ("share", "seed") if name in config}
 
 
 def _described(model: Model | StoredModel) -> dict[str, object]:

@@ -16,6 +16,7 @@ from understudy.teachers.store.codecs import tail_name
 from understudy.teachers.store.deviation import Deviation
 from understudy.teachers.store.manifest import HIDDEN, LOGITS, TRAIN, tap_column
 from understudy.teachers.store.reader import COUNTS, Store
+from understudy.teachers.store.token_logits import logit_parts
 from understudy.training.context import Context
 from understudy.training.distribution import join_world
 from understudy.training.experiment import Experiment
@@ -23,7 +24,6 @@ from understudy.training.labeller import Labeller, Piece, pieces_of
 from understudy.training.labelling import stored_teacher, teacher_to_label
 from understudy.training.splits import make_splits
 from understudy.training.teacher import store_key
-from understudy.training.token_encoding import logit_parts
 from understudy.training.token_plan import token_pieces
 
 ROUNDING = {"float32": 1e-4, "bf16": 5e-2}
