@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -38,6 +39,23 @@ class RaggedRows(Rows):
         pairs = super().rows(ids, views)
         begins, counts = self._spans[0][pairs], self._spans[1][pairs]
         return concatenated(begins, counts)
+
+    def gather(self, column: str, rows: np.ndarray) -> np.ndarray:
+        """Return rows of a column in the order asked for; those of a document lie side by side: one copy."""
+        arrays = self._column(column)
+        # A column that was read into memory is one array over all shards.
+        starts, ends = (self._starts, self._ends) if len(arrays) > 1 else ([0], self._ends[-1:])
+        found = np.empty((len(rows), *arrays[0].shape[1:]), dtype=arrays[0].dtype)
+        cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+        for place, stop in itertools.pairwise(cuts):
+            while place < stop:
+                row = int(rows[place])
+                shard = int(np.searchsorted(ends, row, side="right"))
+                own = row - int(starts[shard])
+                count = min(stop - place, int(ends[shard]) - row)
+                found[place : place + count] = arrays[shard][own : own + count]
+                place += count
+        return found
 
 
 def concatenated(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
