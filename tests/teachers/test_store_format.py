@@ -164,8 +164,8 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
         (tmp_path / MANIFEST).write_text(changed)
         with pytest.raises(StoreError, match="manifest.json of the store .* is damaged"):
             Store(tmp_path)
-    (tmp_path / MANIFEST).write_text(text.replace('"version": 1', '"version": 2'))
-    with pytest.raises(StoreError, match="format understudy-store 2; this version"):
+    (tmp_path / MANIFEST).write_text(text.replace('"version": 1', '"version": 3'))
+    with pytest.raises(StoreError, match="format understudy-store 3; this version"):
         Store(tmp_path)
     with pytest.raises(StoreError, match="There is no store in .*understudy label"):
         Store(tmp_path / "nowhere")

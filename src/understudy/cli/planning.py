@@ -143,7 +143,11 @@ def _store_lines(name: str, store: StorePlan) -> Iterable[str]:
     """Say what a store of a teacher's outputs costs and saves."""
     sizes = ", ".join(f"{size(each)} {form}" for form, each in store.sizes.items())
     whose = "teacher outputs" if name == TEACHER else f"the outputs of teacher '{name}'"
-    yield f"Store of {whose}: {store.samples} samples, {store.views} views of each: {sizes}"
+    held = f"{store.samples} samples, {store.views} views of each"
+    if store.tokens is not None:
+        about = "" if store.used else "about "
+        held = f"{store.samples} documents, {about}{store.tokens:,} predicted tokens"
+    yield f"Store of {whose}: {held}: {sizes}"
     yield f"  {store.sentence}"
     yield ""
 

@@ -71,8 +71,12 @@ def info_lines(manifest: Manifest) -> list[str]:
         f"data: {teacher['samples']}, identity {key.data}",
         f"labelled in {making['precision']}, {making['batch_size']} samples at a time",
     ]
+    for name, (held, _) in manifest.extra.items():
+        lines.append(f"{name}: {size(held)}")
     for name, part in manifest.parts.items():
         shown = f"{part.views} views of each" if part.views else "as they are"
+        if part.ragged:
+            shown += f", {part.rows:,} predicted tokens"
         shards = "1 shard" if len(part.shards) == 1 else f"{len(part.shards)} shards"
         lines.append(
             f"{name}: {part.samples:,} samples, {shown}; {size(part.bytes)} in {shards}, {part.row_bytes} bytes a row"

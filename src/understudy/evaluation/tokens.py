@@ -54,6 +54,11 @@ class TokenPredictions:
         assert self.logits is not None
         return self.logits.shape[1]
 
+    @property
+    def distributions(self) -> bool:
+        """Whether the logits can be had, and not only what was measured of them."""
+        return True
+
     def parts(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Give the logits [n, C] in float32, part after part, each with its place."""
         step = max(1, PART_NUMBERS // self.vocabulary)
@@ -107,6 +112,50 @@ class Scores:
     nats: torch.Tensor
     best: torch.Tensor
     confidence: torch.Tensor
+
+
+class ScoredTokens(TokenPredictions):
+    """Predictions of which only the scores were kept, as in a store of the largest logits.
+
+    Args:
+        scores: what was measured of each token.
+        vocabulary: the number of tokens that there are.
+        labels: see `TokenPredictions`.
+        ids: see `TokenPredictions`.
+        domains: see `TokenPredictions`.
+    """
+
+    def __init__(
+        self,
+        scores: Scores,
+        vocabulary: int,
+        labels: torch.Tensor,
+        ids: torch.Tensor,
+        domains: torch.Tensor,
+    ) -> None:
+        """Keep what is given."""
+        super().__init__(None, None, None, labels, ids, domains)
+        # Where `cached_property` looks first.
+        self.__dict__.update(scores=scores, _vocabulary=vocabulary)
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens that there are, C."""
+        found: int = self.__dict__["_vocabulary"]
+        return found
+
+    @property
+    def distributions(self) -> bool:
+        """False: the logits are not there."""
+        return False
+
+    def parts(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Refuse.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError("Only scores of these predictions were kept, no logits.")
 
 
 def predict_tokens(
@@ -189,6 +238,8 @@ def by_domain(predictions: TokenPredictions, count: int) -> dict[str, list[float
 def token_fidelity(student: TokenPredictions, teacher: TokenPredictions) -> dict[str, float]:
     """Return the agreement of the most likely tokens, and KL(teacher || student) in nats, means over tokens.
 
+    Of a teacher whose logits are not there only the agreement can be said.
+
     Raises:
         DataError: the two did not predict the same tokens, or have vocabularies of different lengths.
     """
@@ -202,14 +253,14 @@ def token_fidelity(student: TokenPredictions, teacher: TokenPredictions) -> dict
         raise DataError(
             f"The student's vocabulary has {student.vocabulary} tokens and the teacher's {teacher.vocabulary}."
         )
+    agree = student.scores.best == teacher.scores.best
+    found = {"agreement": float(agree.double().mean())}
+    if not (student.distributions and teacher.distributions):
+        return found
     total = 0.0
     with torch.no_grad():
         for (_, ours), (_, theirs) in zip(student.parts(), teacher.parts(), strict=True):
             log_q, log_p = ours.log_softmax(dim=1), theirs.log_softmax(dim=1)
             terms = log_p.exp() * (log_p - log_q)
             total += float(torch.where(log_p.isneginf(), 0.0, terms).sum(dim=1).double().sum())
-    agree = student.scores.best == teacher.scores.best
-    return {
-        "agreement": float(agree.double().mean()),
-        "kl": max(total / len(student), 0.0),
-    }
+    return {**found, "kl": max(total / len(student), 0.0)}

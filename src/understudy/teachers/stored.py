@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
@@ -13,8 +14,9 @@ from understudy.errors import StoreError
 from understudy.models.description import ModelDescription, ModuleRow, StageDescription
 from understudy.models.model import Model
 from understudy.models.outputs import Outputs
-from understudy.teachers.store.manifest import LOGITS, tap_column
-from understudy.teachers.store.reader import Store
+from understudy.models.tokens import Tokens
+from understudy.teachers.store.manifest import tap_column
+from understudy.teachers.store.reader import COUNTS, Store
 
 
 class StoredModel:
@@ -121,10 +123,38 @@ class StoredTeacher:
 
     def targets(self, batch: Batch) -> Outputs:
         """Return the teacher's logits and tapped features for the batch."""
-        asked = {LOGITS, *map(tap_column, self.taps)}
+        asked = {self.model.store.answers, *map(tap_column, self.taps)}
         given = batch.inputs[self.role]
+        if COUNTS in given:
+            self._check_counts(given, batch)
         return self.model.store.outputs(
             {name: given[name] for name in given if name.rpartition("/")[0] in asked}
+        )
+
+    def _check_counts(self, given: Mapping[str, torch.Tensor], batch: Batch) -> None:
+        """Refuse documents that have another number of predicted tokens in the store than for the student.
+
+        On an accelerator only the sum over the batch is compared, for which nothing has to wait.
+
+        Raises:
+            StoreError: names the first such document.
+        """
+        tokens, counts = batch.inputs.get("student"), given[COUNTS]
+        if not isinstance(tokens, Tokens):
+            return
+        start = f"{self.model.store.answers}/"
+        rows = next(len(column) for name, column in given.items() if name.startswith(start))
+        if rows == len(tokens.labels) and counts.device.type != "cpu":
+            return
+        own = torch.bincount(tokens.owners, minlength=tokens.documents)
+        if torch.equal(own, counts):
+            return
+        wrong = int((own != counts).int().argmax())
+        raise StoreError(
+            f"Document {int(batch.index[wrong])} has {int(counts[wrong])} predicted tokens in the store "
+            f"{self.model.store.place} and {int(own[wrong])} as the student reads it, so that the two cannot be "
+            "compared token by token. Give the student the `tokenizer`, `max_length` and `long` that the teacher had: "
+            f"{json.dumps(self.model.store.key.preprocess)}."
         )
 
     def close(self) -> None:

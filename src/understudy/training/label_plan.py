@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from understudy.data.source import Split
@@ -14,21 +15,32 @@ from understudy.errors import StoreError
 from understudy.evaluation import cost
 from understudy.methods.wiring import Side, TapShape
 from understudy.models.model import Model
+from understudy.tasks import LanguageModelling
 from understudy.teachers.listening import heard
 from understudy.teachers.store.codecs import Dense, Sparse, as_temperatures, record_bytes
+from understudy.teachers.store.files import checksum
 from understudy.teachers.store.key import plain
 from understudy.teachers.store.manifest import (
     LOGITS,
     TRAIN,
+    Column,
     Manifest,
     Part,
     shards_of,
     tap_column,
 )
+from understudy.teachers.store.ragged import ragged_shards
 from understudy.teachers.store.settings import StoreSettings
+from understudy.teachers.store.stored_head import HEAD, head_bytes, head_facts
 from understudy.training.context import Context
 from understudy.training.splits import DATA_SEED
 from understudy.training.teacher import store_key
+from understudy.training.token_plan import (
+    PASS_TOKENS,
+    TokenCounts,
+    count_tokens,
+    token_columns,
+)
 
 SHARD_BYTES = 64 * 2**20
 """A shard is at most this large, since it is held in memory while it is made."""
@@ -48,6 +60,8 @@ class LabelPlan:
         samples: part -> its samples, and int64 [N], their positions in the order of ascending ids.
         taps: the taps that are read.
         copied: those whose tensors the teacher changes afterwards.
+        counts: of a language model: part -> the tokens of its documents.
+        extra: file name -> contents of what belongs to the store as a whole.
     """
 
     settings: StoreSettings
@@ -55,6 +69,8 @@ class LabelPlan:
     samples: Mapping[str, tuple[Split, torch.Tensor]]
     taps: tuple[str, ...]
     copied: frozenset[str]
+    counts: Mapping[str, TokenCounts] = field(default_factory=dict)
+    extra: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def plan_labels(context: Context, role: str, teacher: Model) -> LabelPlan:
@@ -72,10 +88,18 @@ def plan_labels(context: Context, role: str, teacher: Model) -> LabelPlan:
     assert settings is not None
     key, views = store_key(context, teacher), context.views(DATA_SEED)
     side, temperatures = _wanted(context, role, teacher, settings)
-    width = side.description.classes
+    language = isinstance(context.experiment.task, LanguageModelling)
+    width = context.outputs(teacher) if language else side.description.classes
     if settings.top_k is not None and settings.top_k > width:
         raise StoreError(
-            f"top_k of the store is {settings.top_k}, but the teacher has {width} classes."
+            f"top_k of the store is {settings.top_k}, but the teacher has {width} "
+            f"{'tokens' if language else 'classes'}."
+        )
+    if language:
+        return _plan_tokens(context, teacher, settings, side, temperatures)
+    if settings.keep == "hidden":
+        raise StoreError(
+            "keep of the store is 'hidden', which is for language models; leave it out."
         )
     logits: Dense | Sparse = Dense((width,), settings.dtype)
     if settings.top_k is not None:
@@ -85,12 +109,8 @@ def plan_labels(context: Context, role: str, teacher: Model) -> LabelPlan:
     for name, tap in side.taps.items():
         _refuse_padded(side.inputs, tap)
         columns[tap_column(name)] = Dense(tap.shape, settings.feature_dtype or settings.dtype)
-    selection, split = context.selection_split()
     exact: dict[str, Dense | Sparse] = {LOGITS: Dense((width,), "float32")}
-    splits = {TRAIN: context.splits.train, "test": context.splits.test}
-    if split is not None:
-        splits[selection] = split
-    samples = {name: (each, torch.argsort(each.ids)) for name, each in splits.items()}
+    samples = _samples(context)
     parts = {}
     for name, (each, order) in samples.items():
         count = (views.count or 1 if views.stochastic else 1) if name == TRAIN else None
@@ -100,6 +120,79 @@ def plan_labels(context: Context, role: str, teacher: Model) -> LabelPlan:
     making = {"precision": settings.precision, "batch_size": settings.batch_size}
     manifest = Manifest(key, _facts(context, teacher, side), making, parts)
     return LabelPlan(settings, manifest, samples, tuple(side.taps), frozenset(side.copied))
+
+
+def _samples(context: Context) -> dict[str, tuple[Split, torch.Tensor]]:
+    """Return part -> its samples and their positions in the order of ascending ids."""
+    selection, split = context.selection_split()
+    splits = {TRAIN: context.splits.train, "test": context.splits.test}
+    if split is not None:
+        splits[selection] = split
+    return {name: (each, torch.argsort(each.ids)) for name, each in splits.items()}
+
+
+def _plan_tokens(
+    context: Context,
+    teacher: Model,
+    settings: StoreSettings,
+    side: Side,
+    temperatures: tuple[float, ...],
+) -> LabelPlan:
+    """Plan the store of a language model, in which every predicted token has a row."""
+    if side.taps:
+        raise StoreError(
+            f"Features of a language model's tokens are not kept, and the recipe asks for the teacher's "
+            f"{', '.join(side.taps)}. Leave out the store, or the methods and `taps` that read features."
+        )
+    tails = as_temperatures([*temperatures, *settings.temperatures])
+    columns = token_columns(context, teacher, settings, tails)
+    views = context.views(DATA_SEED)
+    samples, parts, counts = _samples(context), {}, {}
+    for name, (split, order) in samples.items():
+        count = (views.count or 1 if views.stochastic else 1) if name == TRAIN else None
+        counts[name] = count_tokens(teacher.preprocess, split, order, count, context.world)
+        parts[name] = _token_part(
+            name,
+            split.ids[order].numpy(),
+            count,
+            columns.train if name == TRAIN else columns.evaluation,
+            counts[name].predicted,
+            settings,
+        )
+    making = {
+        "precision": settings.precision,
+        "batch_size": settings.batch_size,
+        "pass_tokens": PASS_TOKENS,
+    }
+    facts, extra = _facts(context, teacher, side), {}
+    facts["width"] = context.outputs(teacher)
+    if columns.head is not None:
+        facts["head"] = head_facts(columns.head)
+        extra[HEAD] = head_bytes(columns.head)
+    manifest = Manifest(
+        store_key(context, teacher),
+        facts,
+        making,
+        parts,
+        extra={name: (len(data), checksum(data)) for name, data in extra.items()},
+    )
+    return LabelPlan(settings, manifest, samples, (), frozenset(), counts, extra)
+
+
+def _token_part(
+    name: str,
+    ids: np.ndarray,
+    views: int | None,
+    columns: Mapping[str, Column],
+    predicted: np.ndarray,
+    settings: StoreSettings,
+) -> Part:
+    row_bytes = sum(record_bytes(codec) for codec in columns.values())
+    per_sample = predicted.reshape(len(ids), -1).sum(axis=1)
+    rows = max(SHARD_ROWS, int(per_sample.sum()) // MOST_SHARDS)
+    rows = min(rows, SHARD_BYTES // max(1, row_bytes))
+    shards = ragged_shards(name, ids, per_sample, rows, settings.shard_samples)
+    return Part(views, columns, tuple(shards))
 
 
 def _part(

@@ -13,7 +13,7 @@ from understudy import seeding
 from understudy.errors import StoreError, unknown_name
 from understudy.models.model import Model
 from understudy.teachers.store.files import open_files
-from understudy.teachers.store.manifest import ID_BYTES, Manifest, Shard
+from understudy.teachers.store.manifest import Manifest, Shard
 from understudy.teachers.store.writer import Writer, damaged
 from understudy.training.context import Context
 from understudy.training.distribution import join_world
@@ -22,6 +22,8 @@ from understudy.training.label_plan import LabelPlan, plan_labels
 from understudy.training.labeller import Encoded, Labeller, Piece, pieces_of
 from understudy.training.splits import make_splits
 from understudy.training.teacher import seed_names
+from understudy.training.token_encoding import EncodedTokens
+from understudy.training.token_plan import token_pieces
 
 logger = logging.getLogger("understudy")
 SPEAK_EVERY = 10.0
@@ -119,7 +121,7 @@ def _fill(
     found: tuple[list[Shard] | None, str] = (None, "")
     if world.is_main:
         try:
-            found = (_begin(writer, repair, part), "")
+            found = (_begin(writer, plan, repair, part), "")
         except StoreError as error:
             found = (None, str(error))
     left, problem = world.gather(found)[0]
@@ -146,7 +148,7 @@ def _fill(
     return writer.manifest
 
 
-def _begin(writer: Writer, repair: bool, part: tuple[int, int]) -> list[Shard]:
+def _begin(writer: Writer, plan: LabelPlan, repair: bool, part: tuple[int, int]) -> list[Shard]:
     """Begin or go on; return the shards that are to be made."""
     files = writer.files
     writer.begin()
@@ -159,7 +161,8 @@ def _begin(writer: Writer, repair: bool, part: tuple[int, int]) -> list[Shard]:
     writer.forget([shard for shard in missing if shard.name in writer.manifest.finished])
     asked = writer.manifest.shards[part[0] - 1 :: part[1]]
     left = [shard for shard in asked if shard in missing]
-    need = sum(_bytes(shard, writer.manifest) for shard in left)
+    need = sum(writer.manifest.parts[shard.part].bytes_of(shard) for shard in left)
+    need += sum(size for size, _ in writer.manifest.extra.values())
     logger.info(
         "Store %s: %d of %d shards to label, %.1f MB",
         files.place,
@@ -173,6 +176,8 @@ def _begin(writer: Writer, repair: bool, part: tuple[int, int]) -> list[Shard]:
             f"The store {files.place} needs {need / 1e6:,.0f} MB more, and only {free / 1e6:,.0f} MB are free. Keep "
             "less (top_k, dtype: float16, fewer views or taps) or choose another disk."
         )
+    for name, data in plan.extra.items():
+        writer.write_extra(name, data)
     return left
 
 
@@ -187,36 +192,58 @@ def _write(writer: Writer, labeller: Labeller, plan: LabelPlan, shards: Sequence
             continue
         starts = [int(torch.searchsorted(ids, shard.first)) for shard in mine]
         cut = [
-            _pieces(order[start : start + shard.samples], part.views, plan.settings.batch_size)
+            _pieces(plan, shard, order[start : start + shard.samples], start)
             for shard, start in zip(mine, starts, strict=True)
         ]
         # One stream over all shards, so that workers read ahead from one into the next.
         pieces = [piece for own in cut for piece in own]
         with closing(labeller.run(split, pieces, plain=part.views is None)) as stream:
             for shard, start, own in zip(mine, starts, cut, strict=True):
-                encoded = Encoded(part.columns)
+                encoded: Encoded | EncodedTokens | None = None
                 for piece in own:
-                    encoded.add(next(stream))
+                    found = next(stream)
+                    if encoded is None:
+                        # Only once it ran does a labeller know a language model's head.
+                        encoded = _encoded(plan, labeller, shard, start)
+                    encoded.add(found, piece.count)
                     progress.add(piece.count)
+                assert encoded is not None
                 own_ids = ids[start : start + shard.samples].numpy()
                 writer.write(shard, own_ids, encoded.columns, encoded.deviations)
 
 
-def _pieces(positions: torch.Tensor, views: int | None, batch_size: int) -> list[Piece]:
-    """Cut a shard into batches. They depend on the plan alone: whoever computes a shard gets the same numbers."""
-    count = views or 1
-    return pieces_of(
-        positions.repeat_interleave(count), torch.arange(count).repeat(len(positions)), batch_size
-    )
+def _pieces(plan: LabelPlan, shard: Shard, positions: torch.Tensor, start: int) -> list[Piece]:
+    """Cut a shard into batches. They depend on the plan alone: whoever computes a shard gets the same numbers.
+
+    Args:
+        plan: what is labelled.
+        shard: one of its shards.
+        positions: int64 [samples], its samples in their split.
+        start: the number of the first of them in its part.
+    """
+    count, size = plan.manifest.parts[shard.part].views or 1, plan.settings.batch_size
+    repeated = positions.repeat_interleave(count)
+    views = torch.arange(count).repeat(len(positions))
+    if shard.part in plan.counts:
+        read = plan.counts[shard.part].read[start * count :][: len(repeated)]
+        return token_pieces(repeated, views, read, size)
+    return pieces_of(repeated, views, size)
+
+
+def _encoded(
+    plan: LabelPlan, labeller: Labeller, shard: Shard, start: int
+) -> Encoded | EncodedTokens:
+    """Return what takes the records of a shard, whose first sample is number `start` of its part."""
+    part = plan.manifest.parts[shard.part]
+    if shard.part not in plan.counts:
+        return Encoded(part.columns)
+    count = part.views or 1
+    planned = plan.counts[shard.part].predicted[start * count :][: shard.samples * count]
+    return EncodedTokens(part.columns, labeller.head, planned)
 
 
 def _rows(shard: Shard, manifest: Manifest) -> int:
     return shard.samples * (manifest.parts[shard.part].views or 1)
-
-
-def _bytes(shard: Shard, manifest: Manifest) -> int:
-    row = manifest.parts[shard.part].row_bytes
-    return _rows(shard, manifest) * row + shard.samples * ID_BYTES
 
 
 class _Progress:

@@ -26,8 +26,6 @@ def check_tokenizers(
     verdicts = []
     own = _described(student)
     for name, teacher in teachers.items():
-        if not isinstance(teacher, Model):
-            continue
         whom, theirs = called(name), _described(teacher)
         check = f"tokenizer of the {whom}"
         needing = sorted(
@@ -45,6 +43,7 @@ def check_tokenizers(
             verdicts.append(
                 Verdict(check, "ok", f"the same as the student's, {own['vocabulary']} tokens")
             )
+            verdicts += _check_masks(whom, _masks(student), _masks(teacher), needing)
         elif not needing:
             verdicts.append(
                 Verdict(check, "ok", "another than the student's, as the methods allow")
@@ -99,7 +98,36 @@ def check_language_teacher(
     return verdicts
 
 
-def _described(model: Model) -> dict[str, object]:
+def _check_masks(
+    whom: str, own: dict[str, object], theirs: dict[str, object], needing: list[str]
+) -> list[Verdict]:
+    """Check that student and teacher are asked for the same tokens, where tokens are taken out at random."""
+    if own == theirs or not needing:
+        return []
+    return [
+        Verdict(
+            f"masks of the {whom}",
+            "refused",
+            f"The student is asked for other tokens ({own}) than the {whom} ({theirs}), so that {', '.join(needing)} "
+            "would compare different tokens. Give both the same `share` and `seed`.",
+        )
+    ]
+
+
+def _masks(model: Model | StoredModel) -> dict[str, object]:
+    """Return what decides which tokens are taken out; nothing where none are."""
+    config = (
+        model.store.key.preprocess or {}
+        if isinstance(model, StoredModel)
+        else model.preprocess.config()
+    )
+    return {name: config[name] for name in ("share", "seed") if name in config}
+
+
+def _described(model: Model | StoredModel) -> dict[str, object]:
+    if isinstance(model, StoredModel):
+        known = model.store.key.preprocess or {}
+        return {"tokenizer": known.get("tokenizer"), "vocabulary": model.width}
     config = model.preprocess.config()
     vocabulary = getattr(model.preprocess, "vocabulary", None)
     return {"tokenizer": config.get("tokenizer"), "vocabulary": vocabulary}

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from understudy.models.model import Model
+from understudy.tasks import LanguageModelling
 from understudy.teachers.store.codecs import Dense, Sparse, record_bytes
+from understudy.teachers.store.manifest import TRAIN
 from understudy.teachers.stored import StoredModel
 from understudy.training.context import Context
 from understudy.training.experiment import place_of
 from understudy.training.splits import DATA_SEED
+from understudy.training.token_plan import token_sizes
 
 EXAMPLE_VIEWS = 8
 """The number of views that a plan reckons with where the recipe has none."""
@@ -46,6 +49,7 @@ class StorePlan:
         live_seconds: time of the teacher in the run's steps without it; None when not measured.
         used: whether the run reads one.
         sentence: what follows.
+        tokens: of a language model: predicted tokens over all views, counted on some documents; None for others.
     """
 
     views: int
@@ -55,6 +59,7 @@ class StorePlan:
     live_seconds: float | None
     used: bool
     sentence: str
+    tokens: int | None = None
 
 
 def plan_store(
@@ -76,7 +81,8 @@ def plan_store(
         manifest = teacher.store.manifest
         sentence = f"The teacher's outputs come from the store {teacher.store.place}; no teacher is in memory."
         sizes = {"stored": manifest.bytes}
-        return StorePlan(teacher.store.views, samples, sizes, None, None, True, sentence)
+        tokens = manifest.parts[TRAIN].rows if manifest.ragged else None
+        return StorePlan(teacher.store.views, samples, sizes, None, None, True, sentence, tokens)
     endless = views.stochastic and views.count is None
     count = 1 if not views.stochastic else views.count or EXAMPLE_VIEWS
     seeds = len(context.experiment.settings.seeds)
@@ -87,6 +93,15 @@ def plan_store(
         live = seeds * sum(use.rows * (use.seconds or 0.0) for use in uses)
     rows = seeds * sum(use.rows for use in uses)
     sentence = _sentence(rows / max(1, samples), count, endless, label, live, place_of(name))
+    if isinstance(context.experiment.task, LanguageModelling):
+        taps = sorted({tap for use in uses for tap in use.features})
+        if taps:
+            sentence = (
+                f"A store cannot serve this run: it holds what a language model predicts, and methods read the "
+                f"teacher's features ({', '.join(taps)})."
+            )
+        tokens, found = token_sizes(context, teacher, count)
+        return StorePlan(count, samples, found, label, live, False, sentence, tokens)
     sizes = _sizes(len(context.classes), uses, samples * count)
     return StorePlan(count, samples, sizes, label, live, False, sentence)
 

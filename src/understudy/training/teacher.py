@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from understudy import seeding
 from understudy.data.source import Split
@@ -10,14 +11,18 @@ from understudy.errors import StoreError
 from understudy.evaluation.assessment import Answers
 from understudy.evaluation.predictions import Predictions
 from understudy.models.model import Model, fingerprint
+from understudy.tasks import LanguageModelling
 from understudy.teachers.store import Key, Store
 from understudy.teachers.store.key import data_identity, plain, view_recipe
 from understudy.teachers.stored import StoredModel
 from understudy.training.context import Context
 from understudy.training.experiment import REFERENCE, TEACHER, ExperimentTeacher
 from understudy.training.splits import DATA_SEED
+from understudy.training.stored_tokens import stored_tokens
 
 logger = logging.getLogger("understudy")
+ROW_SETTINGS = ("packing", "dynamic", "attention_mask")
+"""What a language model's preprocessing says of its rows, and not of the tokens."""
 
 
 def build_teachers(context: Context) -> dict[str, Model | StoredModel]:
@@ -92,10 +97,21 @@ def store_key(context: Context, teacher: Model | None) -> Key:
     """
     return Key(
         None if teacher is None else fingerprint(teacher.module),
-        None if teacher is None else plain(teacher.preprocess.config()),
+        None if teacher is None else _preprocessing(context, teacher),
         data_identity(context.experiment.data.source),
         view_recipe(context.views(DATA_SEED), context.splits.train),
     )
+
+
+def _preprocessing(context: Context, teacher: Model) -> dict[str, Any]:
+    """Return what of a teacher's preprocessing its outputs depend on.
+
+    How token sequences lie in rows is no part of it: what is stored is found by document.
+    """
+    config: dict[str, Any] = plain(teacher.preprocess.config())
+    if isinstance(context.experiment.task, LanguageModelling):
+        return {name: value for name, value in config.items() if name not in ROW_SETTINGS}
+    return config
 
 
 def _check_files(store: Store, context: Context) -> None:
@@ -118,5 +134,7 @@ def teacher_fingerprint(teacher: Model | StoredModel) -> str:
 def teacher_predictions(context: Context, teacher: Model | StoredModel, split: Split) -> Answers:
     """Return what the teacher answers for every sample of a split."""
     if isinstance(teacher, StoredModel):
+        if isinstance(context.experiment.task, LanguageModelling):
+            return stored_tokens(teacher, split)
         return Predictions(teacher.store.evaluation(split.ids), split.labels, split.ids)
     return context.predictions(teacher, teacher.module, split)

@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from understudy.errors import StoreError
 from understudy.teachers.store.codecs import Dense, Sparse, as_temperatures
 from understudy.teachers.store.deviation import Deviation
 from understudy.teachers.store.files import Files, checksum, mapped, open_files, writing
 from understudy.teachers.store.manifest import (
+    HIDDEN,
     LOGITS,
+    OFFSETS,
     TRAIN,
+    Column,
     Finished,
     Manifest,
     Part,
@@ -25,6 +29,7 @@ from understudy.teachers.store.manifest import (
 )
 from understudy.teachers.store.reader import Store
 from understudy.teachers.store.settings import Dtype
+from understudy.teachers.store.token_logits import encoded_logits
 from understudy.teachers.store.writer import Writer
 
 
@@ -62,6 +67,13 @@ def merge(into: str | Path, places: Sequence[str | Path]) -> Manifest:
         ]
         if holding:
             _copy(writer.files, shard, holding)
+    for name in writer.manifest.extra:
+        data = next(
+            (files.read(name) for files, _ in sources if files.size(name) is not None), None
+        )
+        if data is None or checksum(data) != writer.manifest.extra[name][1]:
+            raise StoreError(f"{name} of {sources[0][0].place} is missing or damaged.")
+        writer.write_extra(name, data)
     manifest = read_manifest(writer.files)
     return writer.complete() if len(manifest.finished) == len(manifest.shards) else manifest
 
@@ -92,13 +104,14 @@ def convert(
     feature_dtype: Dtype | None = None,
     temperatures: Sequence[float] = (),
 ) -> Manifest:
-    """Make a smaller store of one that holds all logits, without the teacher.
+    """Make a smaller store of one that holds all logits, or a language model's hidden states, without the teacher.
 
     Args:
         place: the store to read.
         into: the store to make.
         top_k: keep only so many of the largest logits, and a tail; None for all.
-        dtype: in what logits are kept; None for what they are in.
+        dtype: in what logits or hidden states are kept; None for what they are in (float16 for the largest logits of
+            hidden states).
         feature_dtype: in what features are kept; None for what they are in.
         temperatures: for which a tail is kept beside 1.
 
@@ -111,33 +124,40 @@ def convert(
     store = Store(place)
     store.check_files()
     old = store.manifest.parts[TRAIN]
-    logits = store.logits
-    if not isinstance(logits, Dense):
+    answers = store.codec
+    if isinstance(answers, Sparse):
         raise StoreError(
-            f"The store {store.place} holds only the {logits.k} largest logits; what was left out cannot be had back. "
+            f"The store {store.place} holds only the {answers.k} largest logits; what was left out cannot be had back. "
             "Convert the store with all logits, or label again."
         )
-    columns: dict[str, Dense | Sparse] = {}
+    columns: dict[str, Column] = {}
     for column, codec in old.columns.items():
         assert isinstance(codec, Dense)
-        chosen = dtype if column == LOGITS else feature_dtype
+        chosen = dtype if column == store.answers else feature_dtype
         columns[column] = Dense(codec.shape, chosen or codec.dtype)
     if top_k is not None:
-        width = logits.shape[0]
+        assert isinstance(answers, Dense)
+        hidden = columns.pop(HIDDEN, None)
+        width = answers.shape[0] if hidden is None else int(store.manifest.teacher["width"])
         if not 1 <= top_k <= width:
             raise StoreError(
                 f"top_k is {top_k}; the store has {width} logits, so it is from 1 to {width}."
             )
-        columns[LOGITS] = Sparse(width, top_k, dtype or logits.dtype, as_temperatures(temperatures))
+        kept = dtype or ("float16" if hidden is not None else answers.dtype)
+        columns[LOGITS] = Sparse(width, top_k, kept, as_temperatures(temperatures))
     before = {
         column: {**codec.config(), "deviation": store.manifest.deviation(TRAIN, column).json()}
         for column, codec in old.columns.items()
     }
     parts = {**store.manifest.parts, TRAIN: replace(old, columns=columns)}
     making = {**store.manifest.making, "converted_from": before}
-    manifest = Manifest(store.key, store.manifest.teacher, making, parts)
+    manifest = Manifest(
+        store.key, store.manifest.teacher, making, parts, extra=store.manifest.extra
+    )
     writer = Writer(open_files(into), manifest)
     writer.begin()
+    for name in manifest.extra:
+        writer.write_extra(name, store.files.read(name))
     for shard in writer.missing():
         ids, rows, deviations = _encoded(store, shard, parts[shard.part])
         writer.write(shard, ids, rows, deviations)
@@ -149,8 +169,19 @@ def _encoded(
 ) -> tuple[np.ndarray, dict[str, np.ndarray], Mapping[str, Deviation]]:
     """Return ids, column -> records and column -> deviation of a shard in the codecs of `part`."""
     before = store.manifest.parts[shard.part].columns
-    rows, deviations = {}, {}
+    rows: dict[str, np.ndarray] = {}
+    deviations: dict[str, Deviation] = {}
+    if part.ragged:
+        rows[OFFSETS] = mapped(store.files.local(file_of(shard, OFFSETS)))
     for column, codec in part.columns.items():
+        if column not in before:
+            states = before[HIDDEN]
+            assert isinstance(states, Dense)
+            hidden = mapped(store.files.local(file_of(shard, HIDDEN))).copy()
+            given = states.restore(states.columns(hidden))
+            head = store.head(torch.device("cpu"))
+            rows[column], deviations[column] = encoded_logits(codec, given, head)
+            continue
         stored = mapped(store.files.local(file_of(shard, column)))
         if codec == before[column]:
             rows[column] = stored

@@ -13,14 +13,25 @@ from understudy.teachers.store.codecs import Dense, Sparse, codec_of, record_byt
 from understudy.teachers.store.deviation import Deviation
 from understudy.teachers.store.files import Files, checksum
 from understudy.teachers.store.key import Key, plain
+from understudy.teachers.store.token_scores import TokenScores
 
 MANIFEST = "manifest.json"
-FORMAT, VERSION = "understudy-store", 1
+FORMAT, VERSION, RAGGED_VERSION = "understudy-store", 1, 2
+"""Stores of which every sample has one row, and those of language models, with a row for every predicted token."""
 LOGITS = "logits"
 """The column of logits; that of a tap is called `tap:NAME`."""
+HIDDEN = "hidden"
+"""The column of a language model's last hidden states."""
+SCORES = "scores"
+"""The column of what is measured of predicted tokens, in the parts for evaluation."""
+OFFSETS = "offsets"
+"""The array that says where a sample's rows begin, where samples have different numbers of them."""
 TRAIN = "train"
 """The part with the views that students learn from. The others hold samples as they are, for evaluation."""
-ID_BYTES = 8
+ID_BYTES = OFFSET_BYTES = 8
+
+Column = Dense | Sparse | TokenScores
+"""How a column is kept."""
 
 
 def tap_column(tap: str) -> str:
@@ -37,12 +48,14 @@ class Shard:
         first: the smallest id.
         last: the largest id.
         samples: how many there are.
+        rows: how many rows their views have together, where samples differ in that; None for a row a view.
     """
 
     part: str
     first: int
     last: int
     samples: int
+    rows: int | None = None
 
     @property
     def name(self) -> str:
@@ -61,8 +74,13 @@ class Part:
     """
 
     views: int | None
-    columns: Mapping[str, Dense | Sparse]
+    columns: Mapping[str, Column]
     shards: tuple[Shard, ...]
+
+    @property
+    def ragged(self) -> bool:
+        """Whether samples have different numbers of rows."""
+        return any(shard.rows is not None for shard in self.shards)
 
     @property
     def samples(self) -> int:
@@ -71,8 +89,19 @@ class Part:
 
     @property
     def rows(self) -> int:
-        """The number of rows: samples times views."""
-        return self.samples * (self.views or 1)
+        """The number of rows: samples times views, or that of all predicted tokens."""
+        return sum(map(self.rows_of, self.shards))
+
+    def rows_of(self, shard: Shard) -> int:
+        """Return the number of a shard's rows."""
+        return shard.samples * (self.views or 1) if shard.rows is None else shard.rows
+
+    def bytes_of(self, shard: Shard) -> int:
+        """Return the bytes of a shard's rows, ids and offsets."""
+        found = self.rows_of(shard) * self.row_bytes + shard.samples * ID_BYTES
+        if shard.rows is not None:
+            found += (shard.samples * (self.views or 1) + 1) * OFFSET_BYTES
+        return found
 
     @property
     def row_bytes(self) -> int:
@@ -81,8 +110,8 @@ class Part:
 
     @property
     def bytes(self) -> int:
-        """The bytes of all rows and ids."""
-        return self.rows * self.row_bytes + self.samples * ID_BYTES
+        """The bytes of all rows, ids and offsets."""
+        return sum(map(self.bytes_of, self.shards))
 
 
 @dataclass(frozen=True)
@@ -100,7 +129,7 @@ class Finished:
     def json(self) -> dict[str, Any]:
         """Return JSON values."""
         return {
-            "files": {name: {"bytes": b, "sha256": c} for name, (b, c) in self.files.items()},
+            "files": _files_json(self.files),
             "deviations": {name: each.json() for name, each in self.deviations.items()},
         }
 
@@ -108,7 +137,7 @@ class Finished:
     def from_json(cls, values: Mapping[str, Any]) -> Finished:
         """Return it from its JSON values."""
         return cls(
-            {name: (each["bytes"], each["sha256"]) for name, each in values["files"].items()},
+            _files_of(values["files"]),
             {name: Deviation.from_json(each) for name, each in values["deviations"].items()},
         )
 
@@ -124,6 +153,7 @@ class Manifest:
         parts: part -> what it holds.
         finished: shard name -> what was written. Those of a store that is being filled lie beside their shards.
         complete: whether every shard is there.
+        extra: file name -> (bytes, checksum) of what belongs to the store as a whole: a language model's head.
     """
 
     key: Key
@@ -132,6 +162,12 @@ class Manifest:
     parts: Mapping[str, Part]
     finished: Mapping[str, Finished] = field(default_factory=dict)
     complete: bool = False
+    extra: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether samples have different numbers of rows, as documents have of tokens."""
+        return any(part.ragged for part in self.parts.values())
 
     @property
     def shards(self) -> list[Shard]:
@@ -140,8 +176,9 @@ class Manifest:
 
     @property
     def bytes(self) -> int:
-        """The bytes of all rows and ids."""
-        return sum(part.bytes for part in self.parts.values())
+        """The bytes of everything that is held."""
+        extra = sum(size for size, _ in self.extra.values())
+        return extra + sum(part.bytes for part in self.parts.values())
 
     def deviation(self, part: str, column: str) -> Deviation:
         """Return how far a column is from what the teacher gave, over all finished shards."""
@@ -153,7 +190,7 @@ class Manifest:
         """Return JSON values, checksum included."""
         values = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": RAGGED_VERSION if self.ragged else VERSION,
             "key": self.key.json(),
             "teacher": dict(self.teacher),
             "making": dict(self.making),
@@ -161,6 +198,8 @@ class Manifest:
             "finished": {name: each.json() for name, each in self.finished.items()},
             "complete": self.complete,
         }
+        if self.extra:
+            values["extra"] = _files_json(self.extra)
         return {**plain(values), "sha256": _checksum(values)}
 
     def differences(self, wanted: Manifest) -> list[str]:
@@ -198,10 +237,10 @@ def read_manifest(files: Files) -> Manifest:
     try:
         values = json.loads(files.read(MANIFEST))
         given = values.pop("sha256")
-        if values["format"] != FORMAT or values["version"] != VERSION:
+        if values["format"] != FORMAT or values["version"] not in (VERSION, RAGGED_VERSION):
             raise StoreError(
                 f"The store {files.place} has format {values['format']} {values['version']}; this version of "
-                f"understudy reads {FORMAT} {VERSION}."
+                f"understudy reads {FORMAT} {VERSION} and {RAGGED_VERSION}."
             )
         if given != _checksum(values):
             raise ValueError("its checksum differs")
@@ -212,6 +251,7 @@ def read_manifest(files: Files) -> Manifest:
             {name: _part_of(name, part) for name, part in values["parts"].items()},
             {name: Finished.from_json(each) for name, each in values["finished"].items()},
             values["complete"],
+            _files_of(values.get("extra", {})),
         )
     except FileNotFoundError as error:
         raise StoreError(
@@ -248,16 +288,31 @@ def _part_json(part: Part) -> dict[str, Any]:
     return {
         "views": part.views,
         "columns": {name: codec.config() for name, codec in part.columns.items()},
-        "shards": [[shard.first, shard.last, shard.samples] for shard in part.shards],
+        "shards": [
+            [shard.first, shard.last, shard.samples, *([] if shard.rows is None else [shard.rows])]
+            for shard in part.shards
+        ],
     }
 
 
 def _part_of(name: str, values: Mapping[str, Any]) -> Part:
     return Part(
         values["views"],
-        {column: codec_of(config) for column, config in values["columns"].items()},
+        {column: _codec(config) for column, config in values["columns"].items()},
         tuple(Shard(name, *shard) for shard in values["shards"]),
     )
+
+
+def _codec(config: Mapping[str, Any]) -> Column:
+    return TokenScores() if config == TokenScores().config() else codec_of(config)
+
+
+def _files_json(files: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
+    return {name: {"bytes": size, "sha256": sha} for name, (size, sha) in files.items()}
+
+
+def _files_of(values: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    return {name: (each["bytes"], each["sha256"]) for name, each in values.items()}
 
 
 def _unlike(what: str, name: str, stored: Any, wanted: Any) -> str:

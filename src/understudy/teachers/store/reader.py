@@ -11,20 +11,27 @@ import torch
 
 from understudy.data.loader import EVALUATION_VIEW
 from understudy.errors import StoreError
-from understudy.models.outputs import Outputs, TopK
-from understudy.teachers.store.codecs import Dense, Sparse
-from understudy.teachers.store.files import Files, open_files
+from understudy.models.outputs import Outputs, TokenOutputs, TopK
+from understudy.objectives.vocabulary.head import Head
+from understudy.teachers.store.codecs import Dense
+from understudy.teachers.store.files import Files, file_checksum, open_files
 from understudy.teachers.store.key import Key
 from understudy.teachers.store.manifest import (
+    HIDDEN,
     LOGITS,
     TRAIN,
+    Column,
     Manifest,
     read_manifest,
     tap_column,
 )
+from understudy.teachers.store.ragged import RaggedRows
 from understudy.teachers.store.rows import Rows
+from understudy.teachers.store.stored_head import HEAD, read_head
 from understudy.teachers.store.writer import damaged
 
+COUNTS = "tokens/counts"
+"""What `lookup` calls the number of predicted tokens of each document: int64 [B]."""
 CHECKING_THREADS = 4
 """Shards that are read at the same time when checksums are compared."""
 
@@ -54,8 +61,13 @@ class Store:
             )
         sizes = self.files.sizes()
         self._parts = {
-            name: Rows(self.files, self.manifest, name, sizes) for name in self.manifest.parts
+            name: (RaggedRows if part.ragged else Rows)(self.files, self.manifest, name, sizes)
+            for name, part in self.manifest.parts.items()
         }
+        for name, (size, _) in self.manifest.extra.items():
+            if sizes.get(name) != size:
+                raise self._damaged_extra(name, f"it has {sizes.get(name, 'no')} bytes, not {size}")
+        self._heads: dict[torch.device, Head] = {}
 
     @property
     def place(self) -> str:
@@ -83,9 +95,14 @@ class Store:
         return torch.from_numpy(self._parts[TRAIN].ids.copy())
 
     @property
-    def logits(self) -> Dense | Sparse:
-        """How it holds logits."""
-        return self.manifest.parts[TRAIN].columns[LOGITS]
+    def answers(self) -> str:
+        """The column of what the teacher said: logits, or the last hidden states of a language model."""
+        return HIDDEN if HIDDEN in self.manifest.parts[TRAIN].columns else LOGITS
+
+    @property
+    def codec(self) -> Column:
+        """How it holds what the teacher said."""
+        return self.manifest.parts[TRAIN].columns[self.answers]
 
     @property
     def taps(self) -> dict[str, tuple[int, ...]]:
@@ -123,6 +140,10 @@ class Store:
         with ThreadPoolExecutor(CHECKING_THREADS) as threads:
             results = threads.map(lambda shard: damaged(self.files, self.manifest, [shard]), mine)
             found = [each for result in results for each in result]
+        if share[0] == 0:
+            for name, (_, expected) in self.manifest.extra.items():
+                if file_checksum(self.files.local(name)) != expected:
+                    raise self._damaged_extra(name, "its checksum differs")
         if found:
             named = "\n  ".join(f"{shard.name}: {reason}" for shard, reason in found)
             raise StoreError(
@@ -143,6 +164,8 @@ class Store:
     ) -> dict[str, torch.Tensor]:
         """Return what is stored for samples, as tensors on the CPU that `outputs` understands.
 
+        Of documents that is a row for every predicted token, document by document, and `COUNTS`.
+
         Args:
             ids: int64 [B] on the CPU.
             views: int64 [B] on the CPU, view numbers from 0.
@@ -154,7 +177,9 @@ class Store:
         rows = self._parts[TRAIN]
         places = rows.rows(ids.numpy(), views.numpy())
         found: dict[str, torch.Tensor] = {}
-        for column in [LOGITS, *map(tap_column, taps)]:
+        if isinstance(rows, RaggedRows):
+            found[COUNTS] = torch.from_numpy(rows.counts(ids.numpy(), views.numpy()))
+        for column in [self.answers, *map(tap_column, taps)]:
             parts = rows.codec(column).columns(rows.gather(column, places))
             found |= {f"{column}/{name}": tensor for name, tensor in parts.items()}
         return found
@@ -176,15 +201,19 @@ class Store:
             parts.setdefault(column, {})[part] = tensor
         features: dict[str, torch.Tensor] = {}
         logits: torch.Tensor | TopK | None = None
+        parts.pop(COUNTS.partition("/")[0], None)
         for column, given in parts.items():
             restored = self._parts[TRAIN].codec(column).restore(given)
-            if column == LOGITS:
+            if column == self.answers:
                 logits = restored
             else:
                 assert isinstance(restored, torch.Tensor)
                 features[column.removeprefix(tap_column(""))] = restored
         if isinstance(logits, TopK):
             return SparseOutputs(self.place, logits, features)
+        if self.answers == HIDDEN:
+            assert logits is not None
+            return TokenOutputs(hidden=logits, head=self.head(logits.device), features=features)
         return Outputs(logits=logits, features=features)
 
     def evaluation(self, ids: torch.Tensor) -> torch.Tensor:
@@ -193,21 +222,54 @@ class Store:
         Raises:
             StoreError: they are not there.
         """
+        return self.as_they_are(ids, [LOGITS])[LOGITS]
+
+    def as_they_are(self, ids: torch.Tensor, columns: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Return columns of samples as they are, without transforms; of documents also `COUNTS`.
+
+        Args:
+            ids: int64 [B] on the CPU.
+            columns: which. One that is not kept for evaluation is left out.
+
+        Raises:
+            StoreError: the samples are not there.
+        """
         for name, rows in self._parts.items():
-            if name != TRAIN and rows.holds(ids.numpy()):
-                places = rows.rows(ids.numpy(), np.full(len(ids), EVALUATION_VIEW))
-                codec = rows.codec(LOGITS)
-                restored = codec.restore(codec.columns(rows.gather(LOGITS, places)))
-                assert isinstance(restored, torch.Tensor)
-                return restored
+            if name == TRAIN or not rows.holds(ids.numpy()):
+                continue
+            found: dict[str, torch.Tensor] = {}
+            views = np.full(len(ids), EVALUATION_VIEW)
+            if isinstance(rows, RaggedRows):
+                found[COUNTS] = torch.from_numpy(rows.counts(ids.numpy(), views))
+            places = rows.rows(ids.numpy(), views)
+            for column in columns:
+                if column in self.manifest.parts[name].columns:
+                    codec = rows.codec(column)
+                    restored = codec.restore(codec.columns(rows.gather(column, places)))
+                    assert isinstance(restored, torch.Tensor)
+                    found[column] = restored
+            return found
         raise StoreError(
             f"The store {self.place} does not hold the teacher's answers for the {len(ids)} samples of this split "
             "(the first is sample "
             f"{int(ids[0])}). Splits that were cut in another way need a store of their own."
         )
 
+    def head(self, device: torch.device) -> Head:
+        """Return the teacher's head on a device, read once; there is one where hidden states are kept."""
+        if device not in self._heads:
+            facts = self.manifest.teacher["head"]
+            self._heads[device] = read_head(self.files.local(HEAD), facts, device)
+        return self._heads[device]
+
+    def _damaged_extra(self, name: str, reason: str) -> StoreError:
+        return StoreError(
+            f"{name} of the store {self.place} is damaged: {reason}. `understudy label RECIPE --repair` makes it again."
+        )
+
     def close(self) -> None:
         """Delete what was fetched."""
+        self._heads.clear()
         self._parts.clear()
         self.files.close()
 
@@ -219,6 +281,7 @@ class SparseOutputs(Outputs):
         """Keep the top k."""
         self._place = place
         self.features, self.top_k = features, top_k
+        self.hidden = self.head = None
 
     @property
     def logits(self) -> torch.Tensor:  # type: ignore[override]
@@ -230,6 +293,6 @@ class SparseOutputs(Outputs):
         assert self.top_k is not None
         raise StoreError(
             f"all {self.top_k.classes} logits of the teacher are asked for, but the store {self._place} holds the "
-            f"{self.top_k.values.shape[1]} largest and a tail. `kd` works with these; for other methods label again "
-            "without top_k."
+            f"{self.top_k.values.shape[1]} largest and a tail. `kd` works with these, and `token_kd` for language "
+            "models; for other methods label again without top_k."
         )

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from understudy.errors import StoreError, suggestion
-from understudy.teachers.store.codecs import Dense, Sparse, record_bytes
+from understudy.teachers.store.codecs import record_bytes
 from understudy.teachers.store.files import Files, mapped
-from understudy.teachers.store.manifest import Manifest, Shard, file_of, tap_column
+from understudy.teachers.store.manifest import Column, Manifest, Shard, file_of, tap_column
 
 RESIDENT_BYTES = 512 * 2**20
 """A column of up to this size is read into one array and opened once, after which a batch is one look-up in memory."""
@@ -46,12 +46,12 @@ class Rows:
                         f"{sizes.get(file, 'no')} bytes instead of {size}. `understudy label RECIPE --repair` makes it "
                         "again."
                     )
-        counts = [shard.samples * (self._part.views or 1) for shard in self._part.shards]
+        counts = np.array([self._part.rows_of(shard) for shard in self._part.shards])
         self._ends = np.cumsum(counts)
         self._starts = self._ends - counts
         self._arrays: dict[str, list[np.ndarray]] = {}
 
-    def codec(self, column: str) -> Dense | Sparse:
+    def codec(self, column: str) -> Column:
         """Return a column's codec."""
         if column not in self._part.columns:
             names = [name.removeprefix(tap_column("")) for name in self._part.columns]

@@ -18,7 +18,9 @@ class StoreSettings:
     Attributes:
         path: a folder, or a URL that fsspec knows, such as s3://bucket/folder.
         top_k: keep only this many of the largest logits, and a tail for the rest; None for all.
-        dtype: in what logits are kept: float32, bf16, float16 or int8 (with a scale).
+        keep: what is kept of a language model's tokens: its last hidden "hidden" states, with the head beside them, or
+            all "logits"; None for hidden states, or for the largest logits with `top_k`.
+        dtype: in what logits or hidden states are kept: float32, bf16, float16 or int8 (with a scale).
         feature_dtype: in what features are kept; None for the same as logits.
         taps: features to keep beside those that the recipe's methods ask for.
         temperatures: for which a tail is kept beside 1 and those of the recipe's methods.
@@ -29,6 +31,7 @@ class StoreSettings:
 
     path: str
     top_k: int | None = None
+    keep: Literal["hidden", "logits"] | None = None
     dtype: Dtype = "float32"
     feature_dtype: Dtype | None = None
     taps: Sequence[str] = ()
@@ -45,6 +48,10 @@ class StoreSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise StoreError(f"{name} of a store is {value}; it must be at least 1")
+        if self.keep == "hidden" and self.top_k is not None:
+            raise StoreError(
+                f"A store keeps hidden states or the {self.top_k} largest logits, not both; leave out one."
+            )
         if any(not temperature > 0 for temperature in self.temperatures):
             raise StoreError(
                 f"temperatures of a store are {list(self.temperatures)}; they must be greater than 0"

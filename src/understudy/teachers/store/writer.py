@@ -66,6 +66,18 @@ class Writer:
             )
         self.manifest = there
 
+    def write_extra(self, name: str, data: bytes) -> None:
+        """Write a file that belongs to the store as a whole, unless it is there as it should be.
+
+        Raises:
+            StoreError: it could not be written.
+        """
+        size, expected = self.manifest.extra[name]
+        if self.files.size(name) == size and checksum(self.files.read(name)) == expected:
+            return
+        with self._writing(name):
+            self.files.write(name, data)
+
     def missing(self) -> list[Shard]:
         """Return the shards that are not finished, or whose files are gone or have another size."""
         sound, there = [], self.files.sizes()
