@@ -233,9 +233,7 @@ def test_transformers_alone_loads_an_export(tmp_path: Path, more: dict[str, Any]
     torch.testing.assert_close(logits(teacher), logits(model), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("family", "task"), [("gpt2", "causal_lm"), ("roberta", "masked_lm"), ("bart", "seq2seq")]
-)
+@pytest.mark.parametrize(("family", "task"), [("roberta", "masked_lm"), ("bart", "seq2seq")])
 def test_other_families_are_exported(tmp_path: Path, family: str, task: str) -> None:
     model = trained(family, task)
     place = export(model, "hf", tmp_path / "hf", example_raw=PAIRS, kind="text")
