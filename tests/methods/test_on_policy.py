@@ -168,6 +168,13 @@ def test_what_cannot_be_written_to_is_refused(name: str) -> None:
         EVERY[name]().wire(given.wiring)
 
 
+@every
+def test_only_one_method_of_a_stage_writes(name: str) -> None:
+    given, second = wired(GKD(share=1.0, max_new_tokens=TOKENS)), wired(EVERY[name]())
+    with pytest.raises(TrainingError, match=f"'{name}' writes responses, and another method"):
+        second.method.inputs(given.method.inputs(given.batch()))
+
+
 # GKD
 
 

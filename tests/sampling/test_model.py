@@ -268,6 +268,25 @@ def test_what_cannot_be_done_is_refused() -> None:
         sampler.sample(PROMPTS, Sampling(max_new_tokens=4), keys=[1])
 
 
+def test_a_mixture_needs_a_second_model_of_the_same_kind() -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(vocab_size=kit.SIZE, hidden_size=32, num_hidden_layers=2, state_size=4)
+    recurrent = MambaForCausalLM(config)
+    settings = Sampling(max_new_tokens=4)
+    with pytest.raises(ModelError, match="MambaForCausalLM keeps no keys and values"):
+        ModelSampler(kit.llama(), mixed_with=recurrent, share=0.5).sample(PROMPTS, settings)
+    with pytest.raises(ModelError, match="have 280 and 200 tokens"):
+        small = kit.llama(vocabulary=200)
+        ModelSampler(kit.llama(), mixed_with=small, share=0.5).sample(PROMPTS, settings)
+    plain = ModelSampler(kit.llama()).sample(PROMPTS, settings)
+    assert same(
+        ModelSampler(kit.llama(), mixed_with=kit.gpt2(), share=0.0).sample(PROMPTS, settings), plain
+    )
+    with pytest.raises(ValueError, match="share"):
+        ModelSampler(kit.llama(), mixed_with=kit.gpt2(), share=1.0)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

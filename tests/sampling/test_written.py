@@ -241,6 +241,20 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
         write(tmp_path, [Prompt(1, "a")], scripted, Sampling())
 
 
+def test_a_folder_that_another_call_writes_into(tmp_path: Path) -> None:
+    scripted = Scripted({"a": [("x", True)]})
+    refused = []
+
+    def meanwhile(done: int, total: int) -> None:
+        with pytest.raises(DataError, match="Another process is writing") as error:
+            write(tmp_path, [Prompt(1, "a")], scripted, Sampling())
+        refused.append(error)
+
+    write(tmp_path, [Prompt(1, "a")], scripted, Sampling(), progress=meanwhile)
+    assert len(refused) == 1
+    assert write(tmp_path, [Prompt(1, "a")], scripted, Sampling()).kept == 1
+
+
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     scripted = Scripted({"a": [("x", True)]})
     write(tmp_path, [Prompt(1, "a")], scripted, Sampling())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import nn
@@ -122,9 +122,25 @@ class OnPolicy(Method):
         for given, known in self._known:
             if given is tokens:
                 return batch if known is None else known
+        if isinstance(tokens, Replaced):
+            # What is read from the data's responses, such as a right answer, would be read from a model's.
+            raise TrainingError(
+                f"Method '{self.name}' writes responses, and another method of the stage has replaced those of the "
+                "data already. Give each a stage or an arm of its own."
+            )
         written = self.write(batch, int(self.counter))
         self._known.append((tokens, written))
         return batch if written is None else written
+
+
+@dataclass(frozen=True, eq=False)
+class Replaced(Tokens):
+    """Tokens in which a method put other responses in place of those of the data."""
+
+    @staticmethod
+    def of(tokens: Tokens) -> Replaced:
+        """Return the same tokens under this name."""
+        return Replaced(**{each.name: getattr(tokens, each.name) for each in fields(Tokens)})
 
 
 def layout_of(side: Side, method: str) -> CausalPreprocess:
@@ -182,7 +198,9 @@ def answered(sequence: TokenSequence, response: torch.Tensor) -> TokenSequence:
 
 def relaid(batch: Batch, sequences: Sequence[TokenSequence], method: str) -> Batch:
     """Return the batch with other sequences for every model."""
-    inputs = {role: each.relaid(sequences) for role, each in tokens_of(batch, method).items()}
+    inputs = {
+        role: Replaced.of(each.relaid(sequences)) for role, each in tokens_of(batch, method).items()
+    }
     return replace(batch, inputs=inputs)
 
 

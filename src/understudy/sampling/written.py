@@ -14,6 +14,7 @@ taken up by the same call, and other filters cost no new response.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -75,7 +76,8 @@ def write(
         progress: called with the number of shards that are there, and of all.
 
     Raises:
-        DataError: there is no prompt, an id occurs twice, or the folder holds something else; names the difference.
+        DataError: there is no prompt, an id occurs twice, the folder holds something else (names the difference), or
+            another process is writing into it.
         SamplingError: the sampler stopped; what is finished stays, and the same call goes on from there.
     """
     asked = list(prompts)
@@ -96,7 +98,23 @@ def write(
         "prompts": {"count": len(asked), "identity": _identity(asked)},
         "shard_size": shard_size,
     }
-    _prepare(place, plan)
+    place.mkdir(parents=True, exist_ok=True)
+    with _alone(place):
+        _prepare(place, plan)
+        return _fill(place, plan, asked, sampler, settings, filters, progress)
+
+
+def _fill(
+    place: Path,
+    plan: dict[str, Any],
+    asked: Sequence[Prompt],
+    sampler: Sampler,
+    settings: Sampling,
+    filters: Sequence[Filter],
+    progress: Callable[[int, int], None] | None,
+) -> Report:
+    """Write the shards that are not there yet, and select from all."""
+    shard_size = plan["shard_size"]
     ranges = [
         (f"shard-{number:05d}.jsonl", asked[begin : begin + shard_size])
         for number, begin in enumerate(range(0, len(asked), shard_size))
@@ -180,9 +198,28 @@ def _select(
     return written, kept, dropped
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into the folder; the lock goes with the process, and leaves no file.
+
+    Raises:
+        DataError: another process has it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(
+                f"Another process is writing into {folder}. Wait for it or stop it."
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
 def _prepare(folder: Path, plan: dict[str, Any]) -> None:
     """Make the folder ready, or check that what it holds is what is asked for."""
-    folder.mkdir(parents=True, exist_ok=True)
     for partial in folder.glob(f"*{_PARTIAL}"):
         partial.unlink(missing_ok=True)
     manifest = folder / MANIFEST
