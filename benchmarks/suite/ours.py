@@ -77,6 +77,8 @@ def automatic(task: Task) -> Precision:
 class Ours:
     """The task through the package.
 
+    Its stage has the process keep freed memory, from which whoever else runs in the process gains as much.
+
     Args:
         task: what is trained.
         precision: how models run.

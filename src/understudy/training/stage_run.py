@@ -30,6 +30,7 @@ from understudy.training.averaging import Averaging
 from understudy.training.distribution import World
 from understudy.training.fitting import fit_methods
 from understudy.training.freezing import freeze, frozen_parts, undecayed
+from understudy.training.host_memory import keep_freed_memory
 from understudy.training.live_side import live_teacher
 from understudy.training.mixing import Mixing
 from understudy.training.optimizers import quick_step
@@ -97,6 +98,8 @@ class StageRun:
         mixing: Mixing | None = None,
     ) -> None:
         """Wire the methods and build what trains."""
+        if world.device.type == "cpu":
+            keep_freed_memory()
         self.stage, self.precision, self._world = stage, precision, world
         self.loader: Steps = loader
         self.mixing = mixing
