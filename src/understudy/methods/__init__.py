@@ -14,6 +14,7 @@ from understudy.methods.fitnet import FitNet
 from understudy.methods.fsp import FSP
 from understudy.methods.ft import FT
 from understudy.methods.ft_paraphraser import FTParaphraser
+from understudy.methods.gold import GOLD
 from understudy.methods.ickd import ICKD
 from understudy.methods.kd import KD
 from understudy.methods.kd_layer import VisualWordLayer
@@ -48,6 +49,7 @@ from understudy.methods.supervised import Supervised
 from understudy.methods.tcs import TCS
 from understudy.methods.tf_kd import TfKD
 from understudy.methods.token_kd import TokenKD
+from understudy.methods.uld import ULD
 from understudy.methods.uskd import USKD
 from understudy.methods.vid import VID
 from understudy.methods.wiring import Wiring
@@ -66,6 +68,7 @@ __all__ = [
     "DKD",
     "FSP",
     "FT",
+    "GOLD",
     "ICKD",
     "KD",
     "KTAAD",
@@ -84,6 +87,7 @@ __all__ = [
     "SRD",
     "SSKD",
     "TCS",
+    "ULD",
     "USKD",
     "VID",
     "FTParaphraser",
