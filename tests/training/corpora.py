@@ -17,8 +17,8 @@ from understudy.training.run import run
 
 FILE = Path(__file__)
 WORDS = {
-    "tales": "the king saw a cat and the cat saw a king by the old sea".split(),
-    "sums": "one two three four plus minus is are not equal to".split(),
+    "tales": ["the", "king", "saw", "a", "cat", "and", "the", "old", "sea"],
+    "sums": ["one", "two", "three", "four", "plus", "minus", "is", "equal"],
 }
 LETTERS = "bcdfghjklmnpqrstvwxz0123456789"
 

@@ -291,3 +291,22 @@ def test_a_selection_that_cannot_be_is_refused() -> None:
         Select("other")  # type: ignore[arg-type]
     with pytest.raises(UnderstudyError, match="listens to no teacher"):
         Select("random", teacher="big")
+
+
+def test_filters_of_a_recipe_are_named_in_plan_and_run(tmp_path: Path) -> None:
+    values = recipe(tmp_path, {"all": ["supervised"]}, steps=1)
+    values["data"] = {
+        **values["data"],
+        "filters": [{"name": "letters", "least": 0.95}, "duplicates"],
+    }
+    given = from_values(values)
+    assert from_values(json.loads(json.dumps(given.resolved()))) == given
+    plan = make_plan(given.build(tmp_path / "run"))
+    assert [each.name for each in plan.dropped] == ["letters", "duplicates"]
+    assert plan.dropped[0].count >= 25 and plan.dropped[1].of == 108 - plan.dropped[0].count
+    go({**values, "teacher": None}, tmp_path / "run")
+    (line,) = lines(tmp_path / "run", "run")
+    assert line["filters"][0]["name"] == "letters"
+    assert "Filter letters: " in (tmp_path / "run" / "log.txt").read_text()
+    with pytest.raises(RecipeError, match="duplicates"):
+        from_values({**values, "data": {**values["data"], "filters": ["duplicate"]}})

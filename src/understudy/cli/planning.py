@@ -57,7 +57,15 @@ def print_plan(name: str, overrides: Sequence[str], *, modules: bool) -> bool:
 
 def show_plan(console: Console, plan: Plan, *, modules: bool) -> None:
     """Print a plan to a console."""
-    _lines(console, [f"{plan.name}: {len(plan.classes)} classes", _counts(plan), *_run_lines(plan)])
+    _lines(
+        console,
+        [
+            f"{plan.name}: {len(plan.classes)} classes",
+            _counts(plan),
+            *map(str, plan.dropped),
+            *_run_lines(plan),
+        ],
+    )
     console.print(_models(plan.models))
     if plan.stages:
         console.print(_stages(plan.stages))

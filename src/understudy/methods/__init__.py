@@ -16,6 +16,7 @@ from understudy.methods.fsp import FSP
 from understudy.methods.ft import FT
 from understudy.methods.ft_paraphraser import FTParaphraser
 from understudy.methods.gkd import GKD
+from understudy.methods.gold import GOLD
 from understudy.methods.ickd import ICKD
 from understudy.methods.kd import KD
 from understudy.methods.kd_layer import VisualWordLayer
@@ -52,6 +53,7 @@ from understudy.methods.supervised import Supervised
 from understudy.methods.tcs import TCS
 from understudy.methods.tf_kd import TfKD
 from understudy.methods.token_kd import TokenKD
+from understudy.methods.uld import ULD
 from understudy.methods.uskd import USKD
 from understudy.methods.vid import VID
 from understudy.methods.wiring import Wiring
@@ -72,6 +74,7 @@ __all__ = [
     "FSP",
     "FT",
     "GKD",
+    "GOLD",
     "ICKD",
     "KD",
     "KDRL",
@@ -91,6 +94,7 @@ __all__ = [
     "SRD",
     "SSKD",
     "TCS",
+    "ULD",
     "USKD",
     "VID",
     "FTParaphraser",

@@ -45,7 +45,7 @@ def byte_tokenizer(*, both_ends: bool = False) -> PreTrainedTokenizerFast:
         both_ends: whether it writes the end token behind a text, beside the begin token before it.
     """
     tokenizers = require("tokenizers", "text")
-    alphabet = _bytes_in_order()
+    alphabet = bytes_in_order()
     vocabulary = {token: number for number, token in enumerate((*_SPECIAL, *alphabet))}
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
     return _finished(tokenizers, backend, both_ends)
@@ -76,7 +76,7 @@ def train_language_tokenizer(
     corpus = texts if isinstance(texts, list | tuple) else list(texts)
     if not any(corpus):
         raise ModelError("There is no text to train a tokenizer on.")
-    alphabet = _bytes_in_order()
+    alphabet = bytes_in_order()
     least = len(alphabet) + len(_SPECIAL)
     if size < least:
         raise ModelError(
@@ -133,7 +133,7 @@ def _finished(tokenizers: Any, backend: Any, both_ends: bool) -> PreTrainedToken
     return fast
 
 
-def _bytes_in_order() -> list[str]:
+def bytes_in_order() -> list[str]:
     """Return the characters that stand for the bytes 0 to 255 in byte-level tokenizers (Radford et al. 2019).
 
     A byte that prints stands for itself, the others for the characters from 256 on, in order.

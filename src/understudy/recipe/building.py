@@ -19,7 +19,7 @@ from understudy.models.build import live as live_model
 from understudy.models.model import Model
 from understudy.models.normalisation import Statistics, channel_statistics
 from understudy.recipe.components import Component
-from understudy.recipe.kinds import METHOD, SOURCE, TRANSFORM
+from understudy.recipe.kinds import FILTER, METHOD, SOURCE, TRANSFORM
 from understudy.recipe.problems import Place, dotted
 from understudy.recipe.sections import (
     Arm,
@@ -66,6 +66,7 @@ def build(recipe: Recipe, directory: Path) -> Experiment:
         labels=section.labels,
         validation=section.validation,
         views=section.views,
+        filters=[FILTER.make(each) for each in section.filters],
     )
     task = make_task(recipe.task)
     check_kind(task, data.source)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, create_model
 from torch import nn
 from torch.utils.data import Dataset
 
+from understudy.data.curation import Filter, filters
 from understudy.data.source import Source, sources
 from understudy.data.sources.python import from_dataset, from_tensors
 from understudy.data.views import Mixing, Transform, transforms
@@ -158,6 +159,7 @@ def find_prefix(name: str) -> Callable[..., Any]:
 
 SOURCE = _SourceKind("data source", sources.names, sources.get, Source, checked=False)
 TRANSFORM = Kind("transform", transforms.names, transforms.get, (Transform, Mixing))
+FILTER = Kind("filter", filters.names, filters.get, Filter)
 METHOD = _MethodKind("method", methods.names, methods.get, Method)
 SCHEDULE = Kind("schedule", schedules.names, schedules.get, Schedule)
 OPTIMIZER = _OptimizerKind(
@@ -168,12 +170,13 @@ MODEL = _ModelKind("model", model_names, find_prefix, (nn.Module, Model), checke
 DEFAULT_TEST = 0.2
 """The part of a lone dataset that is kept for the test."""
 
-KINDS = (SOURCE, TRANSFORM, MODEL, METHOD, OPTIMIZER, SCHEDULE)
+KINDS = (SOURCE, TRANSFORM, FILTER, MODEL, METHOD, OPTIMIZER, SCHEDULE)
 
 KNOWN: Known = {
     Source: SOURCE.field,
     Transform: TRANSFORM.field,
     Mixing: TRANSFORM.field,
+    Filter: FILTER.field,
     Method: METHOD.field,
     Optimizer: OPTIMIZER.field,
     Schedule: SCHEDULE.field,

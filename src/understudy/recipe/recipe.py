@@ -272,7 +272,7 @@ def _defaults(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: data[key] for key in StageDefaults.model_fields if key in data}
 
 
-_QUIET = ("select", "mixture")
+_QUIET = ("select", "mixture", "filters")
 """Keys that are nearly always empty, and left out then."""
 
 

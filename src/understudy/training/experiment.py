@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from understudy.data.curation import Dropped, Filter, curated
 from understudy.data.source import Source
 from understudy.data.views import Mixing, Transform
 from understudy.errors import TrainingError
@@ -36,6 +37,7 @@ class ExperimentData:
             no validation split; None or 0 for none.
         transforms: random views of a training sample, in order.
         views: how many different views a sample has (epoch e shows view e mod views); None for ever new ones.
+        filters: which training documents are left out, one filter after the other. What they leave is the source.
     """
 
     source: Source
@@ -43,6 +45,12 @@ class ExperimentData:
     validation: int | float | None = 0.1
     transforms: Sequence[Transform | Mixing] = ()
     views: int | None = None
+    filters: Sequence[Filter] = ()
+
+    def __post_init__(self) -> None:
+        """Leave out what the filters leave out, and remember how much that was."""
+        self.source, dropped = curated(self.source, self.filters)
+        self.dropped: list[Dropped] = dropped
 
 
 @dataclass

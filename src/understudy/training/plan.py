@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from understudy.data.curation import Dropped
 from understudy.data.source import Split
 from understudy.errors import called
 from understudy.evaluation import cost
@@ -111,6 +112,7 @@ class Plan:
         models: student and teacher.
         stages: every stage of every arm.
         verdicts: the outcome of the checks on the models.
+        dropped: what each filter of documents left out.
         stores: teacher name -> what a store of its outputs costs and saves, for those that something asks for.
     """
 
@@ -125,6 +127,7 @@ class Plan:
     models: list[ModelPlan]
     stages: list[StagePlan]
     verdicts: list[Verdict]
+    dropped: list[Dropped] = field(default_factory=list)
     stores: dict[str, StorePlan] = field(default_factory=dict)
 
     @property
@@ -192,6 +195,7 @@ def make_plan(experiment: Experiment, path: Path | None = None) -> Plan:
         models=models,
         stages=stages,
         verdicts=verdicts,
+        dropped=experiment.data.dropped,
         stores={
             name: found
             for name, each in teachers.items()

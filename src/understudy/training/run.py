@@ -171,6 +171,9 @@ class _Run:
     def _write_start(self, student: Model) -> None:
         splits, source = self.context.splits, self.experiment.data.source
         recipe = json.dumps(dict(self.experiment.recipe), sort_keys=True, default=str)
+        dropped = self.experiment.data.dropped
+        for each in dropped:
+            logger.info("Filter %s", each)
         self.directory.record(
             "run",
             name=self.experiment.name,
@@ -187,6 +190,7 @@ class _Run:
                 "test": len(splits.test),
                 **({} if splits.reference is None else {"reference": len(splits.reference)}),
             },
+            **({"filters": [asdict(each) for each in dropped]} if dropped else {}),
             data=source.identity,
             commit=commit(),
             recipe_hash=hashlib.sha256(recipe.encode()).hexdigest()[:16],
