@@ -242,8 +242,8 @@ def test_students_that_are_asked_for_other_tokens_are_refused(tmp_path: Path, st
     if stored:
         label(experiment("masked_lm", store=store))
     given = {"store": store, "live": not stored, "preflight": "refuse"}
-    with pytest.raises(PreflightError, match=r"other tokens .*'seed': 1.*Give both the same"):
-        run(experiment("masked_lm", student_rows={"seed": 1}, **given), tmp_path / "r")
+    with pytest.raises(PreflightError, match=r"other tokens .*'share': 0.3.*Give both the same"):
+        run(experiment("masked_lm", student_rows={"share": 0.3}, **given), tmp_path / "r")
     tokenizer = model("masked_lm").preprocess.tokenizer  # type: ignore[attr-defined]
     tokenizer.add_tokens(["the cat"])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
