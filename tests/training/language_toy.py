@@ -14,7 +14,7 @@ import torch
 
 from understudy.data.source import Source
 from understudy.data.sources.python import from_tensors
-from understudy.methods import KD, Method, Supervised
+from understudy.methods import KD, FitNet, Method, Supervised
 from understudy.methods.token_kd import TokenKD
 from understudy.models import Model, build
 from understudy.tasks import make_task
@@ -51,7 +51,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "seq2seq": ("t5", {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}),
 }
-METHODS: dict[str, Any] = {"token_kd": TokenKD, "kd": KD, "supervised": Supervised}
+METHODS: dict[str, Any] = {
+    "token_kd": TokenKD,
+    "kd": KD,
+    "fitnet": FitNet,
+    "supervised": Supervised,
+}
 
 
 def documents(count: int, task: str, seed: int = 0) -> list[Any]:

@@ -242,8 +242,8 @@ def test_students_that_are_asked_for_other_tokens_are_refused(tmp_path: Path, st
     if stored:
         label(experiment("masked_lm", store=store))
     given = {"store": store, "live": not stored, "preflight": "refuse"}
-    with pytest.raises(PreflightError, match=r"other tokens .*'seed': 1.*Give both the same"):
-        run(experiment("masked_lm", student_rows={"seed": 1}, **given), tmp_path / "r")
+    with pytest.raises(PreflightError, match=r"other tokens .*'share': 0.3.*Give both the same"):
+        run(experiment("masked_lm", student_rows={"share": 0.3}, **given), tmp_path / "r")
     tokenizer = model("masked_lm").preprocess.tokenizer  # type: ignore[attr-defined]
     tokenizer.add_tokens(["the cat"])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -268,7 +268,7 @@ def test_the_teacher_is_compared_with_what_it_said(tmp_path: Path) -> None:
 
 def test_scores_alone_are_not_taken_for_more(tmp_path: Path) -> None:
     label(experiment(store={"path": str(tmp_path / "s"), "top_k": 4}))
-    predictions = stored_tokens(StoredModel(Store(tmp_path / "s")), source().test)
+    predictions = stored_tokens(StoredModel(Store(tmp_path / "s")), source().test, CPU)
     assert isinstance(predictions, ScoredTokens) and predictions.vocabulary == 260
     assert len(predictions) == len(predictions.scores.nats) == len(predictions.domains)
     with pytest.raises(DataError, match="no logits"):
@@ -305,6 +305,15 @@ def test_hidden_states_become_other_forms_without_the_teacher(tmp_path: Path) ->
     assert small.bytes < made.bytes < Store(tmp_path / "s").manifest.bytes
     with pytest.raises(StoreError, match="only the 8 largest logits"):
         convert(tmp_path / "made", tmp_path / "other-form", dtype="int8")
+
+
+def test_features_are_not_looked_for_in_a_store_of_tokens(tmp_path: Path) -> None:
+    store = {"path": str(tmp_path / "s")}
+    label(experiment(store=store))
+    with pytest.raises(StoreError, match="of a language model holds no features"):
+        run(experiment(store=store, live=False, methods=("fitnet",)), tmp_path / "r")
+    with pytest.raises(StoreError, match="Features of a language model's tokens are not kept"):
+        label(experiment(store=store, methods=("fitnet",)))
 
 
 def test_a_plan_says_what_a_store_of_tokens_costs(tmp_path: Path) -> None:

@@ -85,6 +85,11 @@ class StoredSide(Side):
     def _held(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tap that the store holds."""
         held = self._model.store.taps
+        if self._model.store.manifest.ragged:
+            raise StoreError(
+                f"The teacher's tap '{name}' is asked for, and the store {self._model.store.place} of a language model "
+                "holds no features. Leave out teacher.store, or the method that reads them."
+            )
         if name not in held:
             raise StoreError(
                 f"The store {self._model.store.place} does not hold the teacher's tap '{name}'. "

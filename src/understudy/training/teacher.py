@@ -135,6 +135,6 @@ def teacher_predictions(context: Context, teacher: Model | StoredModel, split: S
     """Return what the teacher answers for every sample of a split."""
     if isinstance(teacher, StoredModel):
         if isinstance(context.experiment.task, LanguageModelling):
-            return stored_tokens(teacher, split)
+            return stored_tokens(teacher, split, context.world.device)
         return Predictions(teacher.store.evaluation(split.ids), split.labels, split.ids)
     return context.predictions(teacher, teacher.module, split)
