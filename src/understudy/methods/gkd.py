@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from understudy import objectives
 from understudy.data.batch import Batch
-from understudy.errors import UnderstudyError
 from understudy.methods._on_policy import OnPolicy, relaid
 from understudy.methods.step import Step
-from understudy.methods.token_kd import target_of
+from understudy.methods.token_kd import divergence_of_tokens
 from understudy.methods.wiring import Wiring
 from understudy.objectives.vocabulary.closed_form import Divergence, Name
 from understudy.sampling import Sampling
@@ -95,18 +93,9 @@ class GKD(OnPolicy, name="gkd"):
 
     def loss(self, step: Step) -> torch.Tensor:
         """Return the mean over the predicted tokens."""
-        student = step.student
-        if student.hidden is None or student.head is None:
-            raise UnderstudyError(
-                "Method 'gkd' works on the last hidden states and the head of a language model, and the student shows "
-                "none."
-            )
-        return objectives.vocabulary_divergence(
-            student.hidden,
-            student.head,
-            target_of(step.teacher, self.temperature),
-            divergence=self.divergence,
-            beta=self.beta,
-            skew=self.skew,
+        return divergence_of_tokens(
+            step,
+            self.name,
+            Divergence(self.divergence, self.beta, False, self.skew),
             temperature=self.temperature,
         )

@@ -61,23 +61,52 @@ class TokenKD(Method, name="token_kd"):
 
     def loss(self, step: Step) -> torch.Tensor:
         """Return the mean over the predicted tokens."""
-        student = step.student
-        if student.hidden is None or student.head is None:
-            raise UnderstudyError(
-                "Method 'token_kd' works on the last hidden states and the head of a language model, and the student "
-                "shows none. Use `kd`, which works on logits."
-            )
-        return objectives.vocabulary_divergence(
-            student.hidden,
-            student.head,
-            target_of(step.teacher, self.temperature),
-            divergence=self.divergence,
-            beta=self.beta,
-            skew=self.skew,
+        return divergence_of_tokens(
+            step,
+            self.name,
+            Divergence(self.divergence, self.beta, False, self.skew),
             temperature=self.temperature,
-            labels=step.labels if self.cross_entropy else None,
             cross_entropy=self.cross_entropy,
         )
+
+
+def divergence_of_tokens(
+    step: Step,
+    method: str,
+    divergence: Divergence,
+    *,
+    temperature: float,
+    cross_entropy: float = 0.0,
+) -> torch.Tensor:
+    """Return the divergence of teacher and student, mean over the predicted tokens (see `vocabulary_divergence`).
+
+    Args:
+        step: the step.
+        method: the name of the method that asks.
+        divergence: which one.
+        temperature: T.
+        cross_entropy: factor of the cross-entropy with the tokens.
+
+    Raises:
+        UnderstudyError: student or teacher show neither hidden states nor the largest logits.
+    """
+    student = step.student
+    if student.hidden is None or student.head is None:
+        raise UnderstudyError(
+            f"Method '{method}' works on the last hidden states and the head of a language model, and the student "
+            "shows none. `kd` works on logits."
+        )
+    return objectives.vocabulary_divergence(
+        student.hidden,
+        student.head,
+        target_of(step.teacher, temperature),
+        divergence=divergence.name,
+        beta=divergence.beta,
+        skew=divergence.skew,
+        temperature=temperature,
+        labels=step.labels if cross_entropy else None,
+        cross_entropy=cross_entropy,
+    )
 
 
 def target_of(teacher: Outputs, temperature: float) -> DenseTarget | TopKTarget:

@@ -10,7 +10,6 @@ import torch
 
 from understudy import seeding
 from understudy.errors import ModelError, unknown_name
-from understudy.models.configured import Configured
 from understudy.models.language_documents import (
     CUT,
     CUT_PROMPT,
@@ -22,6 +21,7 @@ from understudy.models.language_documents import (
 )
 from understudy.models.language_documents import LONG as _LONG
 from understudy.models.language_rows import Placed, placed
+from understudy.models.language_text import WithTokenizer
 from understudy.models.text_preprocess import texts_of
 from understudy.models.tokenizer import language_fingerprint
 from understudy.models.tokens import Rows, Tokens, TokenSequence, padded
@@ -31,7 +31,7 @@ _MASKED, _REPLACED = 0.8, 0.9
 _EVALUATION_VIEW = -1
 
 
-class MaskedPreprocess(Configured):
+class MaskedPreprocess(WithTokenizer):
     """Lays documents into rows and takes tokens out, as BERT does (Devlin et al. 2019, section 3.1).
 
     Of the tokens that are no special ones, a share is predicted: 80 % of these are read as the mask token, 10 % as a
@@ -152,16 +152,6 @@ class MaskedPreprocess(Configured):
             laid.sequences,
             self,
         )
-
-    @property
-    def vocabulary(self) -> int:
-        """The number of tokens that there are."""
-        return len(self.tokenizer)
-
-    def decode(self, ids: torch.Tensor | Sequence[int]) -> str:
-        """Return the text of token ids without special tokens."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text
 
     def notes(self) -> list[str]:
         """Say which documents were cut, split or left out so far, and how many."""

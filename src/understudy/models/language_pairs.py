@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from understudy.errors import ModelError
-from understudy.models.configured import Configured
 from understudy.models.language_documents import CUT_PROMPT, CUT_RESPONSE, SKIPPED, Long, said
 from understudy.models.language_rows import Placed, placed
+from understudy.models.language_text import WithTokenizer
 from understudy.models.text_preprocess import texts_of
 from understudy.models.tokenizer import language_fingerprint
 from understudy.models.tokens import Rows, Tokens, TokenSequence, padded
@@ -21,7 +21,7 @@ _MULTIPLE = 8
 _WAYS = ("cut", "refuse")
 
 
-class PairPreprocess(Configured):
+class PairPreprocess(WithTokenizer):
     """Lays pairs (prompt, response) into rows: the encoder reads the prompt, the decoder predicts the response.
 
     Both are encoded as the tokenizer does, the response with an end token behind it. The decoder reads the start token
@@ -116,16 +116,6 @@ class PairPreprocess(Configured):
             tuple(ordered),
             self,
         )
-
-    @property
-    def vocabulary(self) -> int:
-        """The number of tokens that there are."""
-        return len(self.tokenizer)
-
-    def decode(self, ids: torch.Tensor | Sequence[int]) -> str:
-        """Return the text of token ids without special tokens."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text
 
     def notes(self) -> list[str]:
         """Say which documents were cut or left out so far, and how many."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from understudy.errors import ModelError, unknown_name
-from understudy.models.configured import Configured
 from understudy.models.language_documents import LONG, Documents, Long
 from understudy.models.language_rows import Packing, causal_tokens
+from understudy.models.language_text import WithTokenizer
 from understudy.models.tokenizer import language_fingerprint
 from understudy.models.tokens import Rows, Tokens, TokenSequence, packed, padded
 
@@ -18,7 +18,7 @@ PACKINGS: tuple[Packing, ...] = ("padded", "positions", "mask", "bias")
 _MULTIPLE = 8
 
 
-class CausalPreprocess(Configured):
+class CausalPreprocess(WithTokenizer):
     """Lays documents into rows for a causal language model.
 
     Args:
@@ -106,16 +106,6 @@ class CausalPreprocess(Configured):
             attention_mask=self.attention_mask,
             layout=self,
         )
-
-    @property
-    def vocabulary(self) -> int:
-        """The number of tokens that there are."""
-        return len(self.tokenizer)
-
-    def decode(self, ids: torch.Tensor | Sequence[int]) -> str:
-        """Return the text of token ids without special tokens."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text
 
     def notes(self) -> list[str]:
         """Say which documents were cut, split or left out so far, and how many."""
