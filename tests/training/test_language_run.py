@@ -225,6 +225,31 @@ def test_a_killed_run_resumes_bit_for_bit(
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
 
+def test_geometry_of_documents_crosses_tokenizers(files: dict[str, str], tmp_path: Path) -> None:
+    other = {
+        "name": "hf:llama",
+        "config": TEACHER,
+        "tokenizer": {"train": {"size": 300, "kind": "bpe"}},
+    }
+    values = recipe(
+        files,
+        name="run",
+        teacher={"model": other, "train": {"epochs": 2}},
+        arms={"pooled": ["supervised", {"name": "procrustes", "rows": "pooled"}]},
+    )
+    place = tmp_path / "run"
+    run(from_values(values).build(place), place)
+    result = next(line for line in lines(place, "result") if line["arm"] == "pooled")
+    assert result["metrics"]["kl"] is None and result["metrics"]["procrustes"] < 1
+    terms = [
+        line["terms"]["procrustes"] for line in lines(place, "step") if line["arm"] == "pooled"
+    ]
+    assert terms and all(0 < term < 2 for term in terms)
+    values["arms"] = {"tokens": ["supervised", {"name": "procrustes", "rows": "elements"}]}
+    with pytest.raises(PreflightError, match="procrustes would compare different tokens"):
+        run(from_values(values).build(tmp_path / "again"), tmp_path / "again")
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

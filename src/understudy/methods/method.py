@@ -74,8 +74,9 @@ class Method(nn.Module):
     needs_classes: ClassVar[bool] = False
     """Whether every sample has to have one answer, as in classification, because its logits are read together with its
     features or stand for classes of the data."""
-    crosses_tokenizers: ClassVar[bool] = False
-    """Whether it compares models that read different tokens. Else a teacher with another tokenizer is refused."""
+    crosses_tokenizers: bool = False
+    """Whether it compares models that read different tokens. Else a teacher with another tokenizer is refused. A
+    constructor may set it for its instance."""
     reads_logits: ClassVar[bool] = True
     """Whether `loss` or `fit` reads the teacher's logits, where the method uses a teacher. Where no method of a stage
     does, the teacher stops at the last tap; where none of a run does, it is not refused for a classifier that was never

@@ -44,6 +44,8 @@ class FeatureRows(Method):
             raise ValueError(f"rows is '{rows}'; it must be 'pooled', 'first' or 'elements'")
         self.student_tap, self.teacher_tap = student_tap, teacher_tap
         self.rows, self.gather = rows, gather
+        # One vector a document is one whatever its tokens are.
+        self.crosses_tokenizers = rows == "pooled"
 
     def wire(self, wiring: Wiring) -> None:
         """Resolve the taps and see whether they can give such rows."""
