@@ -37,7 +37,7 @@ def faults(mode: str, **environment: str) -> tuple[str, int]:
         text=True,
         check=True,
     )
-    kept, count = done.stdout.split()
+    kept, count = done.stdout.splitlines()[-1].split()
     return kept, int(count)
 
 
