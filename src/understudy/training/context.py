@@ -18,16 +18,12 @@ from understudy.data.loader import Encoder, EvaluationLoader, TrainingLoader
 from understudy.data.order import Order, SampleOrder
 from understudy.data.source import Split
 from understudy.data.views import Views
-from understudy.errors import PreflightError, UnderstudyError, UnknownName
+from understudy.errors import PreflightError, UnknownName
 from understudy.evaluation.assessment import Answers, Assessment, assessment_of
-from understudy.evaluation.geometry import SAMPLES
 from understudy.methods import Method
-from understudy.methods.wiring import Side
 from understudy.models.model import Model
 from understudy.tasks import LanguageModelling
 from understudy.teachers.listening import heard
-from understudy.teachers.passes import Pass
-from understudy.teachers.readings import Reading, Seen
 from understudy.teachers.store import Store
 from understudy.teachers.stored import StoredModel, StoredTeacher
 from understudy.training.choosing import chosen
@@ -40,6 +36,7 @@ from understudy.training.precision import Precision
 from understudy.training.run_directory import RunDirectory
 from understudy.training.splits import DATA_SEED, Splits
 from understudy.training.stage import Stage
+from understudy.training.stage_checks import learns_from_labels_only, refuse_other_tasks
 from understudy.training.stage_run import Earlier, StageRun
 from understudy.training.stored_side import refuse_changed_inputs, stored_example
 
@@ -176,7 +173,7 @@ class Context:
         """
         settings, given = self.experiment.settings, self.experiment.teachers
         teachers = by_name(teacher)
-        self._refuse_other_tasks(stage)
+        refuse_other_tasks(stage, self.experiment.task)
         using = [method for method in stage.active_methods if method.uses_teacher]
         if using and not teachers:
             names = ", ".join(method.name for method in using)
@@ -215,7 +212,7 @@ class Context:
                 split,
                 batch_size=self.batch_size,
                 seed=drawn_from,
-                labelled_only=self._learns_from_labels_only(split, stage),
+                labelled_only=learns_from_labels_only(stage, split, self.experiment.task),
                 population=population,
             )
             if mixing is None
@@ -315,44 +312,6 @@ class Context:
             for part, training in flags.items():
                 part.training = training
 
-    def embeddings(self, model: Model) -> torch.Tensor | None:
-        """Return what goes into a model's classifier for the first test samples, in evaluation mode and float32.
-
-        Maps and sequences are averaged. None, with a line in the log, for a model in which that cannot be read.
-
-        Returns:
-            [N, D] on the CPU.
-        """
-        part = self.splits.test.subset(torch.arange(min(SAMPLES, len(self.splits.test))))
-        example = self.example(part, {"student": model.preprocess})
-        side = Side(
-            "student",
-            model.module,
-            example.inputs["student"],
-            training=False,
-            input_height=None,
-        )
-        size = self.experiment.settings.evaluation_batch_size
-        whole = Pass(
-            part,
-            {"student": model},
-            len(self.classes),
-            self.experiment.task,
-            self.world.device,
-            min(size, len(part)),
-        )
-        try:
-            reading = Reading(side.embedding, form="mean")
-            with whole.running([reading]) as outputs:
-                found = [
-                    Seen(batch, outputs(batch), len(self.classes)).values(reading)
-                    for batch in whole.batches()
-                ]
-        except UnderstudyError as error:
-            logger.info("The geometry of %s is not measured: %s", model.name, error)
-            return None
-        return torch.cat(found).cpu()
-
     def open_store(self, place: str) -> Store:
         """Open a store until `close`."""
         self._stores.append(Store(place))
@@ -390,30 +349,3 @@ class Context:
                 workers=settings.workers,
             )
         return self._loaders[key]
-
-    def _refuse_other_tasks(self, stage: Stage) -> None:
-        """Refuse methods for language models on anything else, and those that classify samples on them."""
-        task = self.experiment.task
-        for method in stage.active_methods:
-            if isinstance(task, LanguageModelling):
-                if method.needs_classes:
-                    raise PreflightError(
-                        f"Stage '{stage.name}' uses {method.name}, which needs one answer for every sample, and a "
-                        f"language model (task: {task.name}) gives one for every token."
-                    )
-            elif method.needs_tokens:
-                raise PreflightError(
-                    f"Stage '{stage.name}' uses {method.name}, which is for language models, and the task is "
-                    f"{task.name}. Set `task: causal_lm` (or masked_lm, seq2seq) for those."
-                )
-
-    def _learns_from_labels_only(self, split: Split, stage: Stage) -> bool:
-        """Tell whether every method of a stage needs labels; refuse a stage that needs labels and has none."""
-        if self.experiment.task.labels_itself:
-            return False
-        needing = [method.name for method in stage.active_methods if method.needs_labels]
-        if needing and not len(split.labelled):
-            raise PreflightError(
-                f"Stage '{stage.name}' uses {', '.join(needing)}, which needs labels, but no training sample has one."
-            )
-        return len(needing) == len(stage.active_methods)

@@ -23,6 +23,7 @@ from understudy.teachers.stored import StoredModel
 from understudy.training.checkpoint import Checkpoints
 from understudy.training.choosing import selection_line
 from understudy.training.context import Context, Teachers
+from understudy.training.embedding import embeddings
 from understudy.training.fitting import Fitting, fit_lines
 from understudy.training.loop import Interrupted, train
 from understudy.training.recorder import Recorder
@@ -295,7 +296,7 @@ class Member:
             self.context.assessment.fidelity(predictions, [known[name] for name in names])
         )
         theirs = self.context.teacher_embeddings.get(names[0]) if len(names) == 1 else None
-        ours = None if theirs is None else self.context.embeddings(student)
+        ours = None if theirs is None else embeddings(self.context, student)
         if ours is not None and theirs is not None:
             found |= geometry.geometry_metrics(ours, theirs)
         return found

@@ -21,6 +21,7 @@ from understudy.teachers.stored import StoredModel
 from understudy.training.choosing import check_reference, score
 from understudy.training.context import Context, heard_by_any
 from understudy.training.distribution import World, join_world
+from understudy.training.embedding import embeddings
 from understudy.training.experiment import BASELINE, REFERENCE, Experiment, arm_of
 from understudy.training.loop import Interrupted
 from understudy.training.member import Member
@@ -259,9 +260,9 @@ class _Run:
                 self.context, teacher, self.context.splits.test
             )
         if isinstance(teacher, Model):
-            embeddings = self.context.embeddings(teacher)
-            if embeddings is not None:
-                self.context.teacher_embeddings[name] = embeddings
+            found = embeddings(self.context, teacher)
+            if found is not None:
+                self.context.teacher_embeddings[name] = found
         if self._stages_of(name):
             self._check_teacher(name, teacher)
 
