@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -310,3 +311,23 @@ def test_filters_of_a_recipe_are_named_in_plan_and_run(tmp_path: Path) -> None:
     assert "Filter letters: " in (tmp_path / "run" / "log.txt").read_text()
     with pytest.raises(RecipeError, match="duplicates"):
         from_values({**values, "data": {**values["data"], "filters": ["duplicate"]}})
+
+
+def test_a_reference_is_merged_over_a_base_and_may_be_its_model_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = recipe(tmp_path, ARMS, reference=reference())
+    Path("base.json.yaml").write_text(json.dumps(values))
+    changed = from_values({"base": "base.json.yaml", "reference": {"train": {"steps": 7}}})
+    assert changed.reference is not None and changed.reference.train is not None
+    assert changed.reference.train.stages[0].steps == 7
+    assert changed.reference.model.name == "hf:llama" and changed.reference.share == 0.1
+    alone = from_values({**values, "reference": "saved:somewhere"})
+    assert alone.reference is not None and alone.reference.train is None
+    schema = importlib.import_module("understudy.recipe").schema()
+    check = pytest.importorskip("jsonschema").Draft202012Validator(schema)
+    for good in (values, {**values, "reference": "saved:somewhere"}):
+        assert not list(check.iter_errors(good))
+    bad = {**values, "arms": {"best": {"methods": ["kd"], "select": {"name": "best"}}}}
+    assert list(check.iter_errors(bad))

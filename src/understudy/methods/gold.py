@@ -25,7 +25,6 @@ class GOLD(Method, name="gold"):
     Equation: of each span M / V' times the generalised Jensen-Shannon divergence over the M tokens that both have, plus
     1 - M / V' times the `uld` distance over all others; mean over spans. A span of several tokens is stood for by the
     distribution at its first token, times the probabilities of those that follow in it ("observed").
-    Defaults: beta 0.5, temperature 1, "observed", as published.
     Deviation: probabilities are not cut off at 1e-8; what follows the last common place is left out; the mean runs over
     all spans of the batch.
     Labels: not used; `supervised` belongs beside it.

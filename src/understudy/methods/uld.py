@@ -19,8 +19,7 @@ class ULD(Method, name="uld"):
     Equation: sum over ranks of |q_(v) - p_(v)|, probabilities sorted from the largest, the smaller vocabulary filled up
     with zeros; mean over the first min(n, m) predicted tokens of each document, where the student reads n and the
     teacher m of them.
-    Defaults: temperature 1 and predictions side by side, as in the authors' code. Beside `supervised` the published
-    weight is 1.5.
+    Weight: it is added to the labels' loss. Temperature 1 and predictions side by side are the authors' code's.
     Deviation: the mean runs over all compared tokens of the batch, not first over those of each document.
     Labels: not used. It says nothing of which token is the right one, so `supervised` belongs beside it.
     Cost: the logits of all predicted tokens of both models, sorted; a batch of 4 096 tokens with 150 000 entries each

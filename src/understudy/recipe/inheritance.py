@@ -16,7 +16,7 @@ from understudy.recipe.text import read_yaml
 BASE = "base"
 """The key under which a recipe names another that it is merged over."""
 
-SECTIONS = {"data": "source", "student": "model", "teacher": "model"}
+SECTIONS = {"data": "source", "student": "model", "teacher": "model", "reference": "model"}
 """Sections that may be written as their component alone -> the key that it then stands for."""
 _COMPONENTS = ("optimizer", "schedule")
 """Components of a stage, and of the recipe for all stages."""
@@ -179,9 +179,11 @@ def _other(base: Mapping[str, Any], own: Mapping[str, Any], place: Place) -> boo
 
 
 def _is_stage(place: Place) -> bool:
-    """Tell whether a stage may stand in a place: an arm, or how the teacher is trained."""
+    """Tell whether a stage may stand in a place: an arm, or how the teacher or the reference is trained."""
     if place[-1:] == ("train",):
-        return place == ("teacher", "train") or (len(place) == 3 and place[0] == "teachers")
+        return place in (("teacher", "train"), ("reference", "train")) or (
+            len(place) == 3 and place[0] == "teachers"
+        )
     return len(place) == 2 and place[0] == "arms"
 
 

@@ -13,7 +13,7 @@ from understudy import seeding
 from understudy.data.batch import UNLABELLED
 from understudy.data.selection import difference_scores, keep_random, keep_top
 from understudy.data.source import Split
-from understudy.errors import PreflightError, called, unknown_name
+from understudy.errors import PreflightError, TrainingError, called, unknown_name
 from understudy.evaluation import cost
 from understudy.models.model import Model
 from understudy.tasks import LanguageModelling, MaskedLM
@@ -172,10 +172,19 @@ def same_tokens(first: Model, second: Model) -> bool:
 def selection_line(
     context: Context, stage: Stage, split: Split, seed: int
 ) -> dict[str, Any] | None:
-    """Return what was selected for a stage, for a line of metrics; None where nothing is."""
+    """Return what was selected for a stage, for a line of metrics; None where nothing is.
+
+    Raises:
+        TrainingError: the documents were not scored.
+    """
     positions = chosen(context, stage, split, seed)
     if positions is None or stage.select is None:
         return None
+    if stage.select.name == "difference" and not context.scores:
+        raise TrainingError(
+            f"Stage '{stage.name}' selects by difference, and nothing has scored the documents: a teacher's or the "
+            "reference's own training cannot."
+        )
     labels = split.labels[positions]
     count = torch.bincount(labels[labels != UNLABELLED], minlength=len(context.classes))
     return {
