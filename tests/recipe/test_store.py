@@ -34,6 +34,7 @@ def test_every_setting_has_a_place(values: Values) -> None:
     settings = {
         "path": "s3://bucket/folder",
         "top_k": 16,
+        "keep": "logits",
         "dtype": "float16",
         "feature_dtype": "int8",
         "taps": ["layer2"],
