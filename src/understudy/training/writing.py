@@ -52,8 +52,10 @@ def write_answers(context: Context, model: Model) -> Written:
     if count == 0:
         return Written()
     part = test.subset(torch.arange(count))
-    prompts = _prompts(model, part, settings.answer_tokens)
-    sampling = Sampling(max_new_tokens=settings.answer_tokens, temperature=0.0)
+    # A prompt gets at least half of a row.
+    room = min(settings.answer_tokens, model.preprocess.max_length // 2)  # type: ignore[attr-defined]
+    prompts = _prompts(model, part, room)
+    sampling = Sampling(max_new_tokens=room, temperature=0.0)
     tokenizer = model.preprocess.tokenizer  # type: ignore[attr-defined]
     sampler = ModelSampler(model.module, tokenizer=tokenizer)
     found = sampler.sample([prompt.ids for prompt in prompts], sampling)
