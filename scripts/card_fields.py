@@ -20,6 +20,7 @@ FIELDS = (
     "Weight",
     "Deviation",
     "Official",
+    "Log",
     "Cost",
     "Fails when",
 )

@@ -69,7 +69,7 @@ def test_every_verb_has_help(understudy: Any) -> None:
         assert understudy(verb, "--help").code == 0
     assert set(cli.commands) == {
         "compare", "demo", "export", "label", "methods", "models", "plan", "report", "resume", "run", "schema",
-        "store",
+        "store", "write",
     }  # fmt: skip
 
 

@@ -76,7 +76,9 @@ class GKD(OnPolicy, name="gkd"):
     def wire(self, wiring: Wiring) -> None:
         """Take hold of the student, and of the teacher where it writes."""
         super().wire(wiring)
-        self._teacher = [wiring.teacher.module] if self.seq_kd else []
+        # Also where it writes nothing: hidden states and a head are those of one teacher.
+        teacher = wiring.teacher
+        self._teacher = [teacher.module] if self.seq_kd else []
 
     def student_writes(self, number: int) -> bool:
         """Tell whether the student writes in step `number`."""

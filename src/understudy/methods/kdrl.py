@@ -123,6 +123,8 @@ class KDRL(OnPolicy, name="kdrl"):
     def wire(self, wiring: Wiring) -> None:
         """Take hold of the student."""
         super().wire(wiring)
+        if self.needs_teacher:
+            _ = wiring.teacher  # several at once are refused
         self._rewards: list[tuple[Tokens, torch.Tensor]] = []
 
     def write(self, batch: Batch, number: int) -> Batch:

@@ -8,6 +8,7 @@ from understudy import objectives
 from understudy.errors import UnderstudyError
 from understudy.methods.method import Method
 from understudy.methods.step import Step
+from understudy.methods.wiring import Wiring
 from understudy.models.outputs import Outputs
 from understudy.objectives import DenseTarget, TopKTarget
 from understudy.objectives.vocabulary.closed_form import Divergence, Name
@@ -58,6 +59,10 @@ class TokenKD(Method, name="token_kd"):
         self.temperature = temperature
         self.beta, self.skew = beta, skew
         self.cross_entropy = cross_entropy
+
+    def wire(self, wiring: Wiring) -> None:
+        """Refuse several teachers at once: hidden states and a head are those of one."""
+        _ = wiring.teacher
 
     def loss(self, step: Step) -> torch.Tensor:
         """Return the mean over the predicted tokens."""
