@@ -232,12 +232,12 @@ class StageRun:
 
     def batches(self, end: int) -> Iterator[Sequence[Batch]]:
         """Give the micro-batches of each step up to `end`; what the loop has not done yet decides no batch."""
+        if self.mixing is None:
+            yield from self.loader.steps(self.step, end)
+            return
         while self.step < end:
-            until = end
-            if self.mixing is not None:
-                self.mixing.update(self.step)
-                until = self.mixing.end(self.step, end)
-            yield from self.loader.steps(self.step, until)
+            self.mixing.update(self.step)
+            yield from self.loader.steps(self.step, self.mixing.end(self.step, end))
 
     def plan_parts(
         self, parts: Sequence[Batch]
