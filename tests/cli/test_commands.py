@@ -68,8 +68,8 @@ def test_every_verb_has_help(understudy: Any) -> None:
         assert f"\n  {verb}" in ended.out
         assert understudy(verb, "--help").code == 0
     assert set(cli.commands) == {
-        "compare", "demo", "export", "label", "methods", "models", "plan", "report", "resume", "run", "schema",
-        "store", "write",
+        "compare", "demo", "export", "harness", "label", "methods", "models", "plan", "report", "resume", "run",
+        "schema", "store", "write",
     }  # fmt: skip
 
 

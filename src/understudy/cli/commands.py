@@ -159,6 +159,23 @@ def write(
     )
 
 
+@cli.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--task", "tasks", multiple=True, required=True, help="May be given several times.")
+@click.option("--limit", type=int, help="Samples of each task; all when not given.")
+@click.option("--batch-size", default=8, show_default=True, help="Samples at the same time.")
+def harness(folder: Path, tasks: tuple[str, ...], limit: int | None, batch_size: int) -> None:
+    """Run tasks of lm-evaluation-harness on an exported language model.
+
+    FOLDER is what `export --to hf` wrote. The harness is a program of its own: pip install lm-eval.
+    """
+    from understudy.evaluation.harness import run_harness
+
+    for task, measures in run_harness(folder, tasks, limit=limit, batch_size=batch_size).items():
+        shown = ", ".join(f"{name} {value}" for name, value in measures.items())
+        click.echo(f"{task}: {shown}")
+
+
 @cli.group()
 def store() -> None:
     """Look after stores of teacher outputs."""
