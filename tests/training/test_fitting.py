@@ -24,7 +24,6 @@ from understudy.errors import PreflightError
 from understudy.methods import Step, Study
 from understudy.models.outputs import Outputs
 from understudy.teachers.live import LiveTeacher
-from understudy.training.context import Context
 from understudy.training.experiment import Experiment
 from understudy.training.loop import Interrupted
 from understudy.training.plan import Plan, make_plan
@@ -61,7 +60,9 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr("understudy.teachers.passes.LiveTeacher", Counting)
     # The geometry of embeddings is read in passes, too.
-    monkeypatch.setattr(Context, "embeddings", lambda self, model: None)
+    for room in ("member", "run"):
+        place = f"understudy.training.{room}.embeddings"
+        monkeypatch.setattr(place, lambda context, model: None)
     return sizes
 
 
