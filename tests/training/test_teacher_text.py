@@ -14,7 +14,7 @@ from understudy.errors import UnderstudyError
 from understudy.recipe.loading import from_values
 from understudy.sampling import Finished, Sampling, Unseen
 from understudy.training.run import run
-from understudy.training.teacher_text import Order, write_texts
+from understudy.training.teacher_text import WritingSettings, write_texts
 
 SIZES = {
     "hidden_size": 24,
@@ -56,11 +56,13 @@ def test_a_student_learns_what_its_teacher_wrote(
     run(from_values({**short, "name": "first"}).build(Path("runs/first")), Path("runs/first"))
 
     with pytest.raises(UnderstudyError, match="trains its teacher in the run"):
-        write_texts(from_values(whole).build(Path("x")), "texts", Order(Sampling()))
+        write_texts(from_values(whole).build(Path("x")), "texts", WritingSettings(Sampling()))
 
     trained = {**whole, "teacher": {"model": "saved:runs/first/models/teacher"}}
     experiment = from_values(trained).build(Path("x"))
-    order = Order(Sampling(max_new_tokens=6, temperature=0.0), [Finished()], shard_size=16)
+    order = WritingSettings(
+        Sampling(max_new_tokens=6, temperature=0.0), [Finished()], shard_size=16
+    )
     report = write_texts(experiment, "texts", order)
     pairs = [json.loads(line) for line in Path("texts/pairs.jsonl").read_text().splitlines()]
     train = {json.loads(line)["q"] for line in table.read_text().splitlines()}
@@ -68,13 +70,13 @@ def test_a_student_learns_what_its_teacher_wrote(
     assert all(pair["response"] == "yes" for pair in pairs)
 
     # Other filters cost no new text; another way to draw is another folder.
-    again = Order(order.sampling, [Finished(), Unseen()], shard_size=16)
+    again = WritingSettings(order.sampling, [Finished(), Unseen()], shard_size=16)
     assert write_texts(experiment, "texts", again).new == 0
     with pytest.raises(UnderstudyError, match="was written for something else: sampling.seed"):
         write_texts(
             experiment,
             "texts",
-            Order(Sampling(max_new_tokens=6, temperature=0.0, seed=1), shard_size=16),
+            WritingSettings(Sampling(max_new_tokens=6, temperature=0.0, seed=1), shard_size=16),
         )
 
     source = {

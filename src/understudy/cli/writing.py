@@ -31,13 +31,13 @@ def write_with_teacher(
         folder: where the texts go.
         filters: names of filters without settings.
         server: keywords of a `ServerSampler` that writes in the teacher's place; None for the teacher itself.
-        order: fields of an `Order`.
+        order: fields of `WritingSettings`.
         sampling: fields of a `Sampling`.
     """
     allow_own_modules()
     from understudy.recipe.loading import load
     from understudy.sampling import Finished, RightAnswer, Sampling, ServerSampler, Unseen
-    from understudy.training.teacher_text import Order, write_texts
+    from understudy.training.teacher_text import WritingSettings, write_texts
 
     known = {"finished": Finished, "unseen": Unseen, "right_answer": RightAnswer}
     for each in filters:
@@ -45,7 +45,7 @@ def write_with_teacher(
             raise unknown_name("filter", each, known)
     recipe = load(name, overrides)
     experiment = recipe.build(RUNS / recipe.name)
-    made = Order(Sampling(**sampling), [known[each]() for each in filters], **order)
+    made = WritingSettings(Sampling(**sampling), [known[each]() for each in filters], **order)
     sampler = None if server is None else ServerSampler(**server)
     with log_shown():
         report = write_texts(experiment, folder, made, sampler=sampler)

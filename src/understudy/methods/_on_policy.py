@@ -56,7 +56,7 @@ class OnPolicy(Method):
 
     def write(self, batch: Batch, number: int) -> Batch | None:
         """Return the batch with other responses in step `number`; None to leave it as it is."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say what is written.")
 
     def inputs(self, batch: Batch) -> Batch:
         """Replace the responses."""

@@ -23,7 +23,7 @@ class Filter:
             record: the response.
             kept: the responses before it that all filters kept.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say what it keeps.")
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Check, before anything is written, that responses to these prompts can be judged."""

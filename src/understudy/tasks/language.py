@@ -117,6 +117,31 @@ class Seq2Seq(LanguageModelling):
 
     name = "seq2seq"
 
+    def tapped(
+        self,
+        module: nn.Module,
+        taps: Iterable[str] = (),
+        copied: Iterable[str] = (),
+        stop: Stop | None = None,
+    ) -> Tapped:
+        """Return a model that ends before its head.
+
+        Raises:
+            TrainingError: a tap lies in the encoder, whose rows are those of the prompts.
+        """
+        names, encoder = list(taps), _encoder_of(module)
+        inside = [
+            name
+            for name in names
+            if encoder and f"{Tap.parse(name).path}.".startswith(f"{encoder}.")
+        ]
+        if inside:
+            raise TrainingError(
+                f"The tap '{inside[0]}' lies in the encoder ('{encoder}'), which reads prompts; features are compared "
+                "at the tokens of responses. Name a tap of the decoder."
+            )
+        return super().tapped(module, names, copied, stop)
+
 
 def tokens_of(batch: Batch, role: str = "student") -> Tokens:
     """Return the tokens of a role.
@@ -128,6 +153,14 @@ def tokens_of(batch: Batch, role: str = "student") -> Tokens:
     if not isinstance(found, Tokens):
         raise TrainingError(f"The batch holds no tokens for the {role}.")
     return found
+
+
+def _encoder_of(module: nn.Module) -> str:
+    """Return the module path of the encoder, "" where the model does not say."""
+    module = unwrap(module)
+    get = getattr(module, "get_encoder", None)
+    found = get() if callable(get) else None
+    return next((path for path, part in module.named_modules() if part is found and path), "")
 
 
 def _entrance(head: LanguageHead) -> str:

@@ -6,14 +6,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from understudy.data.source import Split
 from understudy.errors import ModelError, SamplingError
 from understudy.models.model import Model
-from understudy.models.tokens import TokenSequence
 from understudy.sampling import Filter, ModelSampler, Prompt, Sampler, Sampling, write
 from understudy.sampling.written import Report
 from understudy.tasks import CausalLM
@@ -21,13 +17,14 @@ from understudy.training.context import Context
 from understudy.training.distribution import join_world
 from understudy.training.experiment import Experiment
 from understudy.training.labelling import teacher_to_label
+from understudy.training.prompts import prompts_of
 from understudy.training.splits import make_splits
 
 logger = logging.getLogger("understudy")
 
 
 @dataclass(frozen=True)
-class Order:
+class WritingSettings:
     """What a teacher is to write.
 
     Attributes:
@@ -50,7 +47,7 @@ class Order:
 def write_texts(
     experiment: Experiment,
     folder: str | Path,
-    order: Order,
+    wanted: WritingSettings,
     *,
     teacher: str = "teacher",
     sampler: Sampler | None = None,
@@ -63,7 +60,7 @@ def write_texts(
     Args:
         experiment: a causal language model's; its teacher has trained weights.
         folder: where the texts go; `pairs.jsonl` in it is a table of prompts and responses.
-        order: what to write.
+        wanted: what to write.
         teacher: the teacher's name.
         sampler: writes in the teacher's place, such as a server.
 
@@ -90,10 +87,10 @@ def write_texts(
                 "teacher.model=saved:runs/NAME/models/teacher."
             )
         model = teacher_to_label(context, teacher)
-        prompts = _prompts(model, context.splits.train, order, in_text=sampler is not None)
+        prompts = _prompts(model, context.splits.train, wanted, in_text=sampler is not None)
         tokenizer = model.preprocess.tokenizer  # type: ignore[attr-defined]
         if sampler is None:
-            sampler = ModelSampler(model.module, tokenizer=tokenizer, batch_size=order.batch_size)
+            sampler = ModelSampler(model.module, tokenizer=tokenizer, batch_size=wanted.batch_size)
 
         def progress(done: int, count: int) -> None:
             logger.info("Written: %d of %d shards", done, count)
@@ -102,39 +99,31 @@ def write_texts(
             folder,
             prompts,
             sampler,
-            order.sampling,
-            filters=order.filters,
-            shard_size=order.shard_size,
+            wanted.sampling,
+            filters=wanted.filters,
+            shard_size=wanted.shard_size,
             progress=progress,
         )
     finally:
         context.close()
 
 
-def _prompts(model: Model, split: Split, order: Order, *, in_text: bool) -> list[Prompt]:
+def _prompts(model: Model, split: Split, wanted: WritingSettings, *, in_text: bool) -> list[Prompt]:
     """Return the prompts of a split: as the teacher reads them, or as text for a server."""
-    count = len(split) if order.prompts is None else min(order.prompts, len(split))
-    preprocess: Any = model.preprocess
-    part = split.subset(torch.arange(count))
-    raw = part.fetch(torch.arange(count))
-    firsts: dict[int, TokenSequence] = {}
-    for sequence in preprocess.sequences_of(raw):
-        firsts.setdefault(sequence.document, sequence)
-    room = preprocess.max_length - order.sampling.max_new_tokens
-    if room < 1:
+    length: int = model.preprocess.max_length  # type: ignore[attr-defined]
+    room = wanted.sampling.max_new_tokens
+    if room >= length:
         raise SamplingError(
-            f"max_new_tokens is {order.sampling.max_new_tokens}, and the teacher's rows hold {preprocess.max_length} "
-            "tokens, which leaves none for a prompt."
+            f"max_new_tokens is {room}, and the teacher's rows hold {length} tokens, which leaves none for a prompt."
         )
-    found = []
-    for number, (document, name) in enumerate(zip(raw, part.ids.tolist(), strict=True)):
-        sequence = firsts.get(number)
-        if sequence is None:
-            continue  # an empty document
-        pair = isinstance(document, tuple)
-        ids = sequence.prompt if pair else sequence.ids[: order.prompt_tokens]
-        ids = ids[-room:]
-        text = document[0] if pair else preprocess.decode(ids)
-        expected = document[1] if pair else None
-        found.append(Prompt(name, text, expected, None if in_text else ids))
-    return found
+    count = len(split) if wanted.prompts is None else wanted.prompts
+    found = prompts_of(model, split, count, beginning=wanted.prompt_tokens, room=room)
+    return [
+        Prompt(
+            each.id,
+            each.text,
+            each.response if each.pair else None,
+            None if in_text else each.ids,
+        )
+        for each in found
+    ]
