@@ -17,6 +17,9 @@ from understudy.objectives.vocabulary.rows import Loss, TopK, dense_rows, label_
 GROUP = 2**17
 # Columns of the weight's gradient that are added at once, for the same reason.
 COLUMNS = 2048
+# Rows of the teacher's logits that a processor computes at once. The student's are kept for its head's gradient, which
+# wants long chunks; the teacher's are not, and new memory is slow.
+TEACHER_ROWS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,35 +147,66 @@ def _chunk(
 ) -> torch.Tensor:
     """Write the losses of a chunk; return the gradient [n, V] with respect to the student's products, in a buffer."""
     products = student.products(rows, buffers[0])
-    theirs = work.teacher.products(rows, buffers[1]) if isinstance(work.teacher, Side) else None
     # On an accelerator a launch costs more than memory: the whole chunk is one group.
     group = max(1, GROUP // student.size) if products.device.type == "cpu" else work.chunk
-    for inner in _slices(rows.stop - rows.start, group):
-        at = slice(rows.start + inner.start, rows.start + inner.stop)
-        logits = student.finish(products[inner], losses.dtype)
-        bend = None
-        if student.soft_cap is not None and factor is not None:
-            bend = (logits / student.soft_cap).square_().neg_().add_(1.0)
-        temperature = work.temperature
-        if isinstance(temperature, torch.Tensor):
-            temperature = temperature[at]
-        labels = None if work.labels is None else work.labels[at]
+    for part in _slices(rows.stop - rows.start, len(buffers[-1])):
+        theirs = None
         if isinstance(work.teacher, Side):
-            assert theirs is not None
-            target = work.teacher.finish(theirs[inner], losses.dtype)
-            value, slope = dense_rows(work.loss, logits, target, temperature, labels)
-        elif work.teacher is None:
-            assert labels is not None
-            value, slope = label_rows(work.loss, logits, labels)
-        else:
-            given = work.teacher
-            sparse = TopK(given.values[at].clone(), given.indices[at], given.tail[at])
-            value, slope = top_k_rows(work.loss, logits, sparse, temperature, labels)
-        losses[at] = value
-        if factor is not None:
-            slope = slope if bend is None else slope.mul_(bend)
-            torch.mul(slope, student.scale * factor[at].unsqueeze(-1), out=products[inner])
+            of_part = slice(rows.start + part.start, rows.start + part.stop)
+            theirs = work.teacher.products(of_part, buffers[1])
+        for inner in _slices(part.stop - part.start, group):
+            mine = products[part][inner]
+            first = rows.start + part.start
+            at = slice(first + inner.start, first + inner.stop)
+            losses[at] = _group(
+                work, student, mine, None if theirs is None else theirs[inner], at, factor
+            )
     return products
+
+
+def _group(
+    work: Work,
+    student: Side,
+    products: torch.Tensor,
+    theirs: torch.Tensor | None,
+    at: slice,
+    factor: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the losses of a few rows; where gradients are wanted they take the place of the student's products.
+
+    Args:
+        work: as in `losses_and_gradients`.
+        student: as in `losses_and_gradients`.
+        products: the student's, [n, V].
+        theirs: the teacher's, [n, V], where it is dense.
+        at: which rows these are.
+        factor: as in `losses_and_gradients`.
+    """
+    exact = _float_dtype(products.dtype)
+    logits = student.finish(products, exact)
+    bend = None
+    if student.soft_cap is not None and factor is not None:
+        bend = (logits / student.soft_cap).square_().neg_().add_(1.0)
+    temperature = work.temperature
+    if isinstance(temperature, torch.Tensor):
+        temperature = temperature[at]
+    labels = None if work.labels is None else work.labels[at]
+    share = logits.new_ones(len(logits)) if factor is None else factor[at]
+    share = student.scale * share.unsqueeze(-1)
+    if isinstance(work.teacher, Side):
+        assert theirs is not None
+        target = work.teacher.finish(theirs, exact)
+        value, slope = dense_rows(work.loss, logits, target, temperature, labels, share)
+    elif work.teacher is None:
+        assert labels is not None
+        value, slope = label_rows(work.loss, logits, labels, share)
+    else:
+        given = work.teacher
+        sparse = TopK(given.values[at].clone(), given.indices[at], given.tail[at])
+        value, slope = top_k_rows(work.loss, logits, sparse, temperature, labels, share)
+    if factor is not None:
+        products.copy_(slope if bend is None else slope.mul_(bend))
+    return value
 
 
 def _accumulate(side: Side, slope: torch.Tensor, rows: slice, gradients: Gradients) -> None:
@@ -205,10 +239,14 @@ def _add_product(
 
 
 def _buffers(work: Work, student: Side) -> list[torch.Tensor]:
-    """Return memory for a chunk of the student's logits, and of the teacher's where they are dense."""
-    sides = [student, *([work.teacher] if isinstance(work.teacher, Side) else [])]
-    rows = min(work.chunk, student.inputs[0].shape[0])
-    return [side.inputs[0].new_empty(rows, side.size) for side in sides]
+    """Return memory for a chunk of the student's logits, and for some of the teacher's where they are dense."""
+    given = student.inputs[0]
+    rows = min(work.chunk, given.shape[0])
+    found = [given.new_empty(rows, student.size)]
+    if isinstance(work.teacher, Side):
+        rows = min(rows, TEACHER_ROWS) if given.device.type == "cpu" else rows
+        found.append(work.teacher.inputs[0].new_empty(rows, work.teacher.size))
+    return found
 
 
 def _room(like: torch.Tensor, dtype: torch.dtype, size: int) -> torch.Tensor:

@@ -283,10 +283,10 @@ def _chunk(student: torch.Tensor, head: Head) -> int:
     """Return how many tokens a chunk has by default.
 
     The gradient of a head's weight is read and written once a chunk. Where there is one, a chunk's logits may take
-    twice its memory: that many tokens make the product worth the pass.
+    four times its memory: that many tokens make the product worth the pass.
     """
     budget = CHUNK_BYTES["cpu" if student.device.type == "cpu" else "other"]
     tokens = budget // (4 * head.size)
     if head.weight.requires_grad and torch.is_grad_enabled():
-        tokens = max(tokens, 2 * head.width)
+        tokens = max(tokens, 4 * head.width)
     return max(1, tokens)
