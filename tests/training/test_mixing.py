@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from corpora import FILE, go, lines, model, recipe
+from corpora import FILE, go, lines, model, recipe, reference
 from safetensors.torch import load_file
 
 from understudy.data.mixed_order import MixedOrder
@@ -231,3 +231,49 @@ def test_processes_draw_by_what_the_first_one_measured() -> None:
             mixing.update(step)
         made.append([column.tolist() for column in order.batch(4)] + [order.mixture])
     assert made[0] == made[1]
+
+
+def test_two_processes_select_and_mix_as_one_does(tmp_path: Path) -> None:
+    arms = {
+        "best": {"methods": ["supervised"], "select": {"name": "difference", "ratio": 0.5}},
+        "ddk": {"methods": ["kd", "supervised"], "mixture": MIXTURE},
+    }
+    found = {}
+    for name, ranks in (
+        ("one", []),
+        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]),
+    ):
+        folder = tmp_path / name
+        values = recipe(folder, arms, reference=reference())
+        (folder / "recipe.json").write_text(json.dumps(values))
+        process = subprocess.run(
+            [
+                sys.executable,
+                *ranks,
+                str(FILE),
+                str(folder / "r"),
+                "fresh",
+                str(folder / "recipe.json"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+        assert process.returncode == 0, process.stderr[-3000:]
+        found[name] = {
+            event: lines(folder / "r", event) for event in ("step", "selection", "mixture")
+        }
+    one, two = found["one"], found["two"]
+    assert len(one["step"]) == len(two["step"]) > 0
+    for first, second in zip(one["step"], two["step"], strict=True):
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-3)
+    (chosen,), (again,) = one["selection"], two["selection"]
+    assert again["kept_by_class"] == chosen["kept_by_class"]
+    assert len(one["mixture"]) == len(two["mixture"]) == 2
+    for first, second in zip(one["mixture"], two["mixture"], strict=True):
+        for part in ("ratios", "weights"):
+            assert list(second[part].values()) == pytest.approx(
+                list(first[part].values()), rel=1e-3
+            )

@@ -312,7 +312,7 @@ OPTIONS: dict[str, Any] = {
                 "methods": [
                     "kd",
                     ["fitnet", 0.1, "big"],
-                    ["fitnet", 0.1, "other"],
+                    ["fitnet", 0.1, "other", "phi_s"],
                     ["kd", 0.5, ROUTE],
                     ["supervised", 2.0],
                 ],

@@ -167,11 +167,13 @@ def experiment(
                 if isinstance(entry, Method):
                     methods.append(entry)
                     continue
-                name, weight, hears = (
-                    (entry, 1.0, None) if isinstance(entry, str) else (*entry, None)[:3]
+                name, weight, hears, features = (
+                    (entry, 1.0, None, None) if isinstance(entry, str) else (*entry, None, None)[:4]
                 )
                 hears = Route(**hears) if isinstance(hears, dict) and "by" in hears else hears
-                methods.append(METHODS[name]().weighted(weight).listening_to(hears))
+                methods.append(
+                    METHODS[name]().weighted(weight).listening_to(hears, features=features)
+                )
             rest = {key: value for key, value in keywords.items() if key != "methods"}
             rest.setdefault("epochs", None if "steps" in rest else 3)
             rest["optimizer"] = Optimizer("sgd", lr=rest.pop("lr", 0.05), momentum=0.9)
