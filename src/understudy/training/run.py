@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import itertools
-import json
 import logging
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +26,8 @@ from understudy.training.preflight import check_outputs, check_teacher
 from understudy.training.probe import choose_precision
 from understudy.training.run_directory import RunDirectory, commit
 from understudy.training.run_log import run_log
+from understudy.training.run_start import record_start
+from understudy.training.signals import stop_on_signal
 from understudy.training.splits import make_splits
 from understudy.training.stage import Stage
 from understudy.training.teacher import (
@@ -43,8 +40,6 @@ from understudy.training.trackers import make_trackers
 from understudy.training.verdict import Verdict, refuse
 
 logger = logging.getLogger("understudy")
-RANKS_AGREE_EVERY = 10
-"""Steps between two times that several processes ask each other whether to stop."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,11 @@ def run(experiment: Experiment, path: Path, *, resume: bool = False) -> RunResul
     # Every process looks before any writes, and then learns whether the first one could.
     (directory.open if resume else directory.check_free)()
     world.wait()
-    with run_log(world.is_main) as log, _stopping(world) as stop, contextlib.ExitStack() as cleanup:
+    with (
+        run_log(world.is_main) as log,
+        stop_on_signal(world) as stop,
+        contextlib.ExitStack() as cleanup,
+    ):
         try:
             whole = _Run(experiment, directory, world, stop)
             cleanup.callback(whole.context.close)
@@ -104,7 +103,11 @@ class _Run:
     """The state of a run: context, directory, what is finished already."""
 
     def __init__(
-        self, experiment: Experiment, directory: RunDirectory, world: World, stop: Any
+        self,
+        experiment: Experiment,
+        directory: RunDirectory,
+        world: World,
+        stop: Callable[[], bool],
     ) -> None:
         self.experiment, self.directory, self.world, self.stop = experiment, directory, world, stop
         self.lines = directory.lines()
@@ -130,7 +133,7 @@ class _Run:
     def go(self) -> None:
         """Train the teachers, then the students."""
         if not self._started():
-            self._write_start(self.student)
+            record_start(self.context, self.directory, self.student, self.teachers, self.reference)
         for name, teacher in self.teachers.items():
             self._teacher_member(name, teacher)
         if self.reference is not None:
@@ -168,70 +171,6 @@ class _Run:
         for verdict in verdicts:
             if verdict.outcome == "refused":
                 logger.warning("Preflight would refuse: %s", verdict.message)
-
-    def _write_start(self, student: Model) -> None:
-        splits, source = self.context.splits, self.experiment.data.source
-        recipe = json.dumps(dict(self.experiment.recipe), sort_keys=True, default=str)
-        dropped = self.experiment.data.dropped
-        for each in dropped:
-            logger.info("Filter %s", each)
-        self.directory.record(
-            "run",
-            name=self.experiment.name,
-            task=self.experiment.task.name,
-            **self._measure(),
-            kind=source.kind,
-            classes=list(self.context.classes),
-            seeds=list(self.experiment.settings.seeds),
-            arms=list(self.experiment.arms),
-            counts={
-                "train": len(splits.train),
-                "labelled": len(splits.train.labelled),
-                "validation": len(splits.validation) if splits.validation else 0,
-                "test": len(splits.test),
-                **({} if splits.reference is None else {"reference": len(splits.reference)}),
-            },
-            **({"filters": [asdict(each) for each in dropped]} if dropped else {}),
-            data=source.identity,
-            commit=commit(),
-            recipe_hash=hashlib.sha256(recipe.encode()).hexdigest()[:16],
-            precision=self.context.precision.dtype,
-            channels_last=self.context.precision.channels_last,
-        )
-        everyone: dict[str, Model | StoredModel] = {"student": student, **self.teachers}
-        if self.reference is not None:
-            everyone[REFERENCE] = self.reference
-        for role, model in everyone.items():
-            self.directory.record(
-                "model",
-                role=role if role == "student" else arm_of(role),
-                name=model.name,
-                parameters=model.parameters,
-                weights=model.weights,
-                fingerprint=teacher_fingerprint(model),
-                trained_here=role == "student" or self._is_trained(role),
-            )
-            logger.info(
-                "%s: %s, %s parameters, initial weights: %s (%s)",
-                called(role)[0].upper() + called(role)[1:],
-                model.name,
-                f"{model.parameters:,}",
-                model.weights,
-                teacher_fingerprint(model),
-            )
-
-    def _measure(self) -> dict[str, Any]:
-        """Return by what models are compared first, where that is not accuracy."""
-        task = self.experiment.task
-        if task.measure.name == "accuracy":
-            return {}
-        return {"measure": asdict(task.measure), "vocabulary": self.context.outputs(self.student)}
-
-    def _is_trained(self, role: str) -> bool:
-        """Tell whether this run trains a teacher, or the reference."""
-        if role == REFERENCE and self.experiment.reference is not None:
-            return bool(self.experiment.reference.stages)
-        return bool(self._stages_of(role))
 
     def _stages_of(self, teacher: str) -> Sequence[Stage]:
         """Return the stages in which this run trains a teacher."""
@@ -381,32 +320,3 @@ def _create_together(directory: RunDirectory, recipe: dict[str, Any], world: Wor
     problem = world.gather(problem)[0]
     if problem is not None:
         raise RunDirectoryError(problem)
-
-
-@contextlib.contextmanager
-def _stopping(world: World) -> Iterator[Any]:
-    """Turn Ctrl-C and SIGTERM into a flag that the loop looks at between two steps; a second Ctrl-C stops at once."""
-    asked = threading.Event()
-
-    def ask(number: int, _frame: Any) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-        logger.warning("Asked to stop: finishing the step and writing a checkpoint.")
-
-    calls = itertools.count(1)
-
-    def stop() -> bool:
-        # Ranks have to agree, which costs an exchange; all count alike, so all ask at the same steps.
-        if world.size > 1 and next(calls) % RANKS_AGREE_EVERY:
-            return False
-        return world.any(asked.is_set())
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
