@@ -236,6 +236,28 @@ def test_every_part_of_a_head_and_everything_at_once(
 
 
 @every
+@pytest.mark.parametrize("chunk", [4, None])
+def test_labels_at_temperature_1(wanted: dict[str, Any], chunk: int | None) -> None:
+    case = Case()
+    keywords = {"labels": case.labels, "cross_entropy": 0.4, "weight": case.weight}
+    expected = case.expected(wanted=wanted, **keywords)
+    assert_equal(case.found(**wanted, **keywords, chunk=chunk), expected)
+
+
+@pytest.mark.parametrize(
+    "keywords", [{}, {"divergence": "jensen_shannon", "temperature": 2.0, "cross_entropy": 0.4}]
+)
+def test_a_compiled_kernel_computes_the_same(keywords: dict[str, Any]) -> None:
+    case = Case(torch.float32)
+    if keywords:
+        case = case.with_all_parts()
+        keywords = {**keywords, "labels": case.labels.clamp(max=V - 3)}
+    expected = case.found(**keywords)
+    for chunk in (4, None):
+        assert_equal(case.found(**keywords, chunk=chunk, compiled=True), expected, 1e-5, 1e-5)
+
+
+@every
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 4.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_types_and_temperatures(

@@ -36,6 +36,7 @@ class TokenKD(Method, name="token_kd"):
         beta: of "jensen_shannon": the teacher's share of the mixture.
         skew: of the skewed ones: the share of the other distribution.
         cross_entropy: c, the factor of the cross-entropy with the text itself.
+        compiled: whether the arithmetic on single logits is compiled, see `objectives.vocabulary_divergence`.
     """
 
     needs_tokens = True
@@ -47,6 +48,7 @@ class TokenKD(Method, name="token_kd"):
         beta: float = 0.5,
         skew: float = 0.1,
         cross_entropy: float = 0.0,
+        compiled: bool = False,
     ) -> None:
         """Keep the configuration."""
         super().__init__()
@@ -58,7 +60,7 @@ class TokenKD(Method, name="token_kd"):
         self.divergence: Name = divergence
         self.temperature = temperature
         self.beta, self.skew = beta, skew
-        self.cross_entropy = cross_entropy
+        self.cross_entropy, self.compiled = cross_entropy, compiled
 
     def wire(self, wiring: Wiring) -> None:
         """Refuse several teachers at once: hidden states and a head are those of one."""
@@ -72,6 +74,7 @@ class TokenKD(Method, name="token_kd"):
             Divergence(self.divergence, self.beta, False, self.skew),
             temperature=self.temperature,
             cross_entropy=self.cross_entropy,
+            compiled=self.compiled,
         )
 
 
@@ -82,6 +85,7 @@ def divergence_of_tokens(
     *,
     temperature: float,
     cross_entropy: float = 0.0,
+    compiled: bool = False,
 ) -> torch.Tensor:
     """Return the divergence of teacher and student, mean over the predicted tokens (see `vocabulary_divergence`).
 
@@ -91,6 +95,7 @@ def divergence_of_tokens(
         divergence: which one.
         temperature: T.
         cross_entropy: factor of the cross-entropy with the tokens.
+        compiled: whether the arithmetic on single logits is compiled.
 
     Raises:
         UnderstudyError: student or teacher show neither hidden states nor the largest logits.
@@ -111,6 +116,7 @@ def divergence_of_tokens(
         temperature=temperature,
         labels=step.labels if cross_entropy else None,
         cross_entropy=cross_entropy,
+        compiled=compiled,
     )
 
 

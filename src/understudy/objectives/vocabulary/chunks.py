@@ -6,8 +6,9 @@ of rows small enough for a processor's cache, since there every pass over memory
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -70,6 +71,7 @@ class Work:
         temperature: T, a number or [N, 1].
         labels: int64 [N] or None.
         chunk: tokens in a chunk.
+        compiled: whether what happens to single logits is one kernel that `torch.compile` makes.
     """
 
     loss: Loss
@@ -77,6 +79,7 @@ class Work:
     temperature: float | torch.Tensor
     labels: torch.Tensor | None
     chunk: int
+    compiled: bool = False
 
 
 @dataclass(slots=True)
@@ -147,8 +150,10 @@ def _chunk(
 ) -> torch.Tensor:
     """Write the losses of a chunk; return the gradient [n, V] with respect to the student's products, in a buffer."""
     products = student.products(rows, buffers[0])
-    # On an accelerator a launch costs more than memory: the whole chunk is one group.
-    group = max(1, GROUP // student.size) if products.device.type == "cpu" else work.chunk
+    # On an accelerator a launch costs more than memory, and a compiled kernel goes row by row: all is one group.
+    grouped = products.device.type == "cpu" and not work.compiled
+    group = max(1, GROUP // student.size) if grouped else work.chunk
+    compute = _compiled_group() if work.compiled else _group
     for part in _slices(rows.stop - rows.start, len(buffers[-1])):
         theirs = None
         if isinstance(work.teacher, Side):
@@ -158,7 +163,7 @@ def _chunk(
             mine = products[part][inner]
             first = rows.start + part.start
             at = slice(first + inner.start, first + inner.stop)
-            losses[at] = _group(
+            losses[at] = compute(
                 work, student, mine, None if theirs is None else theirs[inner], at, factor
             )
     return products
@@ -207,6 +212,11 @@ def _group(
     if factor is not None:
         products.copy_(slope if bend is None else slope.mul_(bend))
     return value
+
+
+@cache
+def _compiled_group() -> Callable[..., torch.Tensor]:
+    return torch.compile(_group, dynamic=True, fullgraph=True)
 
 
 def _accumulate(side: Side, slope: torch.Tensor, rows: slice, gradients: Gradients) -> None:

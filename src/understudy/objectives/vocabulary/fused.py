@@ -38,6 +38,7 @@ def vocabulary_divergence(
     weight: torch.Tensor | None = None,
     reduction: str = "mean",
     chunk: int | None = None,
+    compiled: bool = False,
 ) -> torch.Tensor:
     """T^2 * D(p, q) + cross_entropy * (-log q_1(label)) of each token, in nats, from hidden states and heads.
 
@@ -68,6 +69,8 @@ def vocabulary_divergence(
         reduction: "mean" over valid tokens of all sequences, "sum" or "none" ([B, T]). With "none" the backward pass
             computes the logits again.
         chunk: tokens in a chunk; None for as many as fit into a budget, see the documentation.
+        compiled: whether `torch.compile` makes one kernel of all that happens to single logits, in some seconds at the
+            first call. For accelerators: on a processor that kernel is slower than the operations it replaces.
 
     Rows of a head after its `vocabulary` are padding: no softmax sees them, and their gradient is 0. Both
     vocabularies must be equally long without it.
@@ -89,7 +92,9 @@ def vocabulary_divergence(
     if cross_entropy == 0 and labels is not None:
         _check_labels(labels, student, head.size)
         labels = None
-    return _run(student, head, target, loss, temperature, labels, weight, reduction, chunk)
+    return _run(
+        student, head, target, loss, temperature, labels, weight, reduction, chunk, compiled
+    )
 
 
 @without_autocast
@@ -101,6 +106,7 @@ def vocabulary_cross_entropy(
     weight: torch.Tensor | None = None,
     reduction: str = "mean",
     chunk: int | None = None,
+    compiled: bool = False,
 ) -> torch.Tensor:
     """-log q(label) of each token, in nats, from hidden states and a head; q is the student's softmax at temperature 1.
 
@@ -114,6 +120,7 @@ def vocabulary_cross_entropy(
         weight: as in `vocabulary_divergence`.
         reduction: as in `vocabulary_divergence`.
         chunk: as in `vocabulary_divergence`.
+        compiled: as in `vocabulary_divergence`.
 
     Source: the standard definition; closed-form gradient chunk by chunk as in Liger Kernel (Hsu et al., 2024, arXiv
     2410.10989).
@@ -122,7 +129,7 @@ def vocabulary_cross_entropy(
         ValueError: shapes do not fit, a label is out of range, or a number is.
     """
     loss = Loss(Divergence("forward_kl"), 1.0, head.bias is not None)
-    return _run(student, head, None, loss, 1.0, labels, weight, reduction, chunk)
+    return _run(student, head, None, loss, 1.0, labels, weight, reduction, chunk, compiled)
 
 
 def _run(
@@ -135,6 +142,7 @@ def _run(
     weight: torch.Tensor | None,
     reduction: str,
     chunk: int | None,
+    compiled: bool,
 ) -> torch.Tensor:
     """Drop the tokens that do not count, and compute; arguments as in `vocabulary_divergence`."""
     rows = _check(student, head, labels, reduction)
@@ -158,6 +166,7 @@ def _run(
         temperature=_temperature(temperature, rows, select, exact),
         labels=None if labels is None else select(labels),
         chunk=chunk or _chunk(student, head),
+        compiled=compiled,
     )
     side = _side(select(student), head)
     valid = flat if kept is None else flat.index_select(0, kept)
