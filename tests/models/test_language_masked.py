@@ -9,6 +9,7 @@ from understudy.errors import ModelError
 from understudy.models.language_head import head_of
 from understudy.models.language_masked import MaskedPreprocess
 from understudy.models.language_tokenizer import byte_tokenizer
+from understudy.models.taps import Tapped
 
 from language_parts import CPU, ENCODERS, PAIRS, TEXTS, language_model  # isort: skip
 
@@ -109,8 +110,57 @@ def test_encoders_are_built_with_their_heads(family: str) -> None:
     handle.remove()
     found = head.head(260).logits(tokens.predicting(states[0]))
     torch.testing.assert_close(found, tokens.predicting(logits)[:, :260], rtol=1e-5, atol=1e-5)
-    with pytest.raises(ModelError, match="rows are not packed"):
-        language_model(family, "masked_lm", preprocess={"packing": True})
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ENCODERS)
+def test_packed_rows_give_the_hidden_states_of_separate_rows(family: str, attention: str) -> None:
+    packed, padded = (
+        language_model(
+            family,
+            "masked_lm",
+            attn_implementation=attention,
+            preprocess={"packing": packing},
+            config={"max_position_embeddings": 256},
+        )
+        for packing in (True, False)
+    )
+    assert packed.preprocess.config()["packing"] == ("mask" if attention == "sdpa" else "bias")
+    assert packed.extra["notes"][0].startswith("Rows are packed")
+    ids = torch.arange(len(TEXTS))
+    together, apart = (each.preprocess(TEXTS, CPU, ids, ids) for each in (packed, padded))
+    assert together.grid[0] < apart.grid[0]
+    assert torch.equal(together.labels, apart.labels)
+    assert torch.equal(together.owners, apart.owners) and torch.equal(together.mask, apart.mask)
+    head = head_of(packed.module)
+    assert head is not None
+    states = []
+    for model, tokens in ((packed, together), (padded, apart)):
+        tapped = Tapped(model.module.eval(), [head.tap])
+        with torch.no_grad():
+            states.append(tapped(**tokens)[1][head.tap])
+        tapped.close()
+    close = {"rtol": 0, "atol": 1e-5}
+    torch.testing.assert_close(together.predicting(states[0]), apart.predicting(states[1]), **close)
+    mask = apart.mask
+    torch.testing.assert_close(
+        together.by_document(states[0])[mask], apart.by_document(states[1])[mask], **close
+    )
+
+
+def test_an_encoder_that_mixes_sequences_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = language_model("bert", "masked_lm", preprocess={"packing": False})
+    forward = type(model.module.bert).forward
+
+    def blind(self, *args, position_ids=None, attention_mask=None, **keywords):  # type: ignore[no-untyped-def]
+        return forward(self, *args, **keywords)
+
+    monkeypatch.setattr(type(model.module.bert), "forward", blind)
+    again = language_model("bert", "masked_lm")
+    assert again.preprocess.config()["packing"] == "padded"
+    assert "gives something else" in again.extra["notes"][0]
+    with pytest.raises(ModelError, match="cannot pack its rows"):
+        language_model("bert", "masked_lm", preprocess={"packing": True})
 
 
 def test_settings_are_checked() -> None:

@@ -45,11 +45,16 @@ def positions(module: nn.Module) -> int | None:
     limit = getattr(module.config, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:
         return None
+    return limit - first_position(module)
+
+
+def first_position(module: nn.Module) -> int:
+    """Return the position of a sequence's first token in a transformers text model."""
     for name, part in module.named_modules():
         # In RoBERTa and its kin, positions are counted from behind the padding index.
         if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
-            return limit - int(part.padding_idx) - 1
-    return limit
+            return int(part.padding_idx) + 1
+    return 0
 
 
 def _has_segments(config: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,12 +20,13 @@ from understudy.models.language_documents import (
     said,
 )
 from understudy.models.language_documents import LONG as _LONG
-from understudy.models.language_rows import Placed, placed
+from understudy.models.language_rows import Packing, Placed, placed, separating_keywords
 from understudy.models.language_text import WithTokenizer
 from understudy.models.text_preprocess import texts_of
 from understudy.models.tokenizer import language_fingerprint
-from understudy.models.tokens import Rows, Tokens, TokenSequence, padded
+from understudy.models.tokens import Rows, Tokens, TokenSequence, packed, padded
 
+PACKINGS: tuple[Packing, ...] = ("padded", "mask", "bias")
 _MULTIPLE = 8
 _MASKED, _REPLACED = 0.8, 0.9
 _EVALUATION_VIEW = -1
@@ -46,6 +47,10 @@ class MaskedPreprocess(WithTokenizer):
         long: what happens to longer documents: "split", "cut" or "refuse".
         dynamic: rows are as long as the longest one of the batch needs; otherwise always `max_length`.
         token_types: whether the model is told which of two texts a token belongs to.
+        packing: "padded" (or False): a row for every sequence. Otherwise several share a row, told apart by a mask of
+            bools ("mask") or of numbers that are added to the model's scores ("bias"). What a model can take is found
+            when it is built.
+        first_position: the position of a sequence's first token, where several share a row.
     """
 
     draws = True
@@ -59,6 +64,8 @@ class MaskedPreprocess(WithTokenizer):
         long: Long = "split",
         dynamic: bool = True,
         token_types: bool = False,
+        packing: Packing | Literal[False] = "padded",
+        first_position: int = 0,
     ) -> None:
         if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
             raise ModelError("The tokenizer has no mask token, or no padding token; set both.")
@@ -66,7 +73,11 @@ class MaskedPreprocess(WithTokenizer):
             raise ModelError(f"'share' is {share}; it is a part of the tokens, between 0 and 1.")
         if long not in _LONG:
             raise unknown_name("way with long documents (`long`)", str(long), _LONG)
+        if packing is not False and packing not in PACKINGS:
+            raise unknown_name("packing", str(packing), PACKINGS)
         self.tokenizer, self.max_length = tokenizer, max_length
+        self.packing: Packing = packing or "padded"
+        self.first_position = first_position
         self.share, self.seed = float(share), int(seed)
         self.long, self.dynamic, self.token_types = long, dynamic, token_types
         self.counts: Counter[str] = Counter()
@@ -121,18 +132,47 @@ class MaskedPreprocess(WithTokenizer):
     ) -> Tokens:
         """Return the rows of sequences that come from so many documents; `ids` and `views` as for a call."""
         multiple = _MULTIPLE if self.dynamic else self.max_length
+        lay = padded if self.packing == "padded" else packed
         lengths = [len(sequence) for sequence in sequences]
         empty = Rows((), (), (1, min(multiple, self.max_length)))
-        laid = placed(sequences, padded(lengths, self.max_length, multiple) if lengths else empty)
+        rows = lay(lengths, self.max_length, multiple) if lengths else empty
+        return self.in_rows(sequences, rows, documents, device, ids, views, packing=self.packing)
+
+    def in_rows(
+        self,
+        sequences: Sequence[TokenSequence],
+        rows: Rows,
+        documents: int,
+        device: torch.device,
+        ids: torch.Tensor | None = None,
+        views: torch.Tensor | None = None,
+        *,
+        packing: Packing,
+    ) -> Tokens:
+        """Return sequences in given rows.
+
+        Args:
+            sequences: what lies in the rows.
+            rows: where.
+            documents: number of documents B.
+            device: where the tensors go.
+            ids: as for a call.
+            views: as for a call.
+            packing: how sequences in one row are kept apart.
+        """
+        laid = placed(sequences, rows)
         text = ~torch.isin(laid.ids, self._special)
         ids = torch.arange(documents) if ids is None else ids.cpu()
         views = torch.full_like(ids, _EVALUATION_VIEW) if views is None else views.cpu()
         chosen, read = self._drawn(laid, text, ids, views)
         elements, mask = laid.elements(text, documents)
-        keywords = {
-            "input_ids": laid.grid(read, self.tokenizer.pad_token_id),
-            "attention_mask": laid.grid(torch.ones_like(laid.ids), 0),
-        }
+        keywords = {"input_ids": laid.grid(read, self.tokenizer.pad_token_id)}
+        if packing == "padded":
+            keywords["attention_mask"] = laid.grid(torch.ones_like(laid.ids), 0)
+        else:
+            keywords |= separating_keywords(
+                laid, packing, device, causal=False, first_position=self.first_position
+            )
         if self.token_types:
             starts = torch.tensor([sequence.start for sequence in laid.sequences])
             own = starts[laid.sequence] if len(laid.ids) else laid.ids
@@ -168,6 +208,8 @@ class MaskedPreprocess(WithTokenizer):
             "long": self.long,
             "dynamic": self.dynamic,
             "token_types": self.token_types,
+            "packing": self.packing,
+            "first_position": self.first_position,
         }
 
     def _drawn(

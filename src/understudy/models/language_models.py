@@ -9,13 +9,17 @@ from torch import nn
 
 from understudy.errors import ModelError
 from understudy.models.configured import construct
-from understudy.models.hf_preprocess import positions
+from understudy.models.hf_preprocess import first_position, positions
 from understudy.models.language_head import forward_keywords, vocabulary_of
+from understudy.models.language_masked import PACKINGS as MASKED_PACKINGS
 from understudy.models.language_masked import MaskedPreprocess
 from understudy.models.language_pairs import PairPreprocess
-from understudy.models.language_preprocess import PACKINGS, CausalPreprocess
+from understudy.models.language_preprocess import PACKINGS as CAUSAL_PACKINGS
+from understudy.models.language_preprocess import CausalPreprocess
+from understudy.models.language_rows import Packing
 from understudy.models.packing_proof import prove_packing
 from understudy.models.preprocess import LanguagePreprocess
+from understudy.models.tokens import Rows, Tokens, TokenSequence
 
 DEFAULT_LENGTH = 1024
 """Most tokens of a row where nothing is said; models have positions for many more than fit in memory."""
@@ -50,12 +54,12 @@ def language_preprocess(
     if task == "causal_lm":
         given["attention_mask"] = "attention_mask" in taken
         return _causal(name, module, tokenizer, given)
-    if given.pop("packing", "auto") not in (False, "auto"):
-        raise ModelError(f"'{name}': rows are not packed in the task {task}; leave `packing` out.")
     if task == "masked_lm":
         kinds = int(getattr(module.config, "type_vocab_size", 0) or 0)
         given["token_types"] = "token_type_ids" in taken and kinds > 1
-        return construct(MaskedPreprocess, "language preprocessing", given, tokenizer), ()
+        return _masked(name, module, tokenizer, given)
+    if given.pop("packing", "auto") not in (False, "auto"):
+        raise ModelError(f"'{name}': rows are not packed in the task {task}; leave `packing` out.")
     start = module.config.decoder_start_token_id
     if start is None:
         raise ModelError(
@@ -70,20 +74,52 @@ def _causal(
 ) -> tuple[CausalPreprocess, tuple[str, ...]]:
     wanted = given.pop("packing", "auto")
     plain = construct(CausalPreprocess, "language preprocessing", given, tokenizer)
-    if wanted in (False, "padded"):
+    if not _packs(name, wanted, CAUSAL_PACKINGS):
         return plain, ()
-    if wanted not in (True, "auto", *PACKINGS):
-        raise ModelError(f"'{name}': 'packing' is {wanted!r}; it is auto, true or false.")
-    way, why = prove_packing(module, plain, given["max_length"])
-    if way == "padded" and wanted != "auto":
-        raise ModelError(f"'{name}' cannot pack its rows (`packing: {wanted}`). {why}")
+    way, why = _proved(name, wanted, prove_packing(module, plain, given["max_length"]))
     preprocess = construct(
         CausalPreprocess, "language preprocessing", {**given, "packing": way}, tokenizer
     )
     return preprocess, (why,)
 
 
-_NOT_SETTINGS = ("tokenizer", "attention_mask", "token_types", "start_token")
+def _masked(
+    name: str, module: nn.Module, tokenizer: Any, given: dict[str, Any]
+) -> tuple[MaskedPreprocess, tuple[str, ...]]:
+    wanted = given.pop("packing", "auto")
+    given["first_position"] = first_position(module)
+    plain = construct(MaskedPreprocess, "language preprocessing", given, tokenizer)
+    if not _packs(name, wanted, MASKED_PACKINGS):
+        return plain, ()
+    device = next(parameter.device for parameter in module.parameters())
+
+    def lay(sequences: list[TokenSequence], rows: Rows, way: Packing) -> Tokens:
+        return plain.in_rows(sequences, rows, len(sequences), device, packing=way)
+
+    found = prove_packing(module, plain, given["max_length"], lay=lay)
+    way, why = _proved(name, wanted, found)
+    preprocess = construct(
+        MaskedPreprocess, "language preprocessing", {**given, "packing": way}, tokenizer
+    )
+    return preprocess, (why,)
+
+
+def _packs(name: str, wanted: Any, ways: tuple[Packing, ...]) -> bool:
+    """Tell whether rows are to be packed where the model can."""
+    if wanted not in (False, True, "auto", *ways):
+        raise ModelError(f"'{name}': 'packing' is {wanted!r}; it is auto, true or false.")
+    return wanted not in (False, "padded")
+
+
+def _proved(name: str, wanted: Any, found: tuple[Packing, str]) -> tuple[Packing, str]:
+    """Refuse what was asked for and cannot be."""
+    way, why = found
+    if way == "padded" and wanted != "auto":
+        raise ModelError(f"'{name}' cannot pack its rows (`packing: {wanted}`). {why}")
+    return way, why
+
+
+_NOT_SETTINGS = ("tokenizer", "attention_mask", "token_types", "start_token", "first_position")
 """What a configuration says of a tokenizer and a model, and is not chosen."""
 
 

@@ -125,11 +125,7 @@ def causal_tokens(
             present = laid.grid(torch.ones_like(laid.ids), 0)
             keywords["attention_mask"] = present.to(device, non_blocking=True)
     else:
-        keywords["position_ids"] = _positions(laid).to(device, non_blocking=True)
-        if packing != "positions":
-            segments = laid.grid(laid.sequence + 1, 0).to(device, non_blocking=True)
-            allowed = separating_mask(segments)
-            keywords["attention_mask"] = allowed if packing == "mask" else _added(allowed)
+        keywords |= separating_keywords(laid, packing, device)
     return Tokens(
         keywords=keywords,
         places=(laid.cell[laid.predicted] - 1).to(device, non_blocking=True),
@@ -143,16 +139,43 @@ def causal_tokens(
     )
 
 
-def separating_mask(segments: torch.Tensor) -> torch.Tensor:
+def separating_keywords(
+    laid: Placed,
+    packing: Packing,
+    device: torch.device,
+    *,
+    causal: bool = True,
+    first_position: int = 0,
+) -> dict[str, torch.Tensor]:
+    """Return what tells a model which tokens of a row belong together.
+
+    Args:
+        laid: the tokens.
+        packing: how; not "padded".
+        device: where the tensors go.
+        causal: whether a token looks at earlier ones only.
+        first_position: the position of a sequence's first token.
+    """
+    positions = _positions(laid).add_(first_position)
+    keywords = {"position_ids": positions.to(device, non_blocking=True)}
+    if packing != "positions":
+        segments = laid.grid(laid.sequence + 1, 0).to(device, non_blocking=True)
+        allowed = separating_mask(segments, causal)
+        keywords["attention_mask"] = allowed if packing == "mask" else _added(allowed)
+    return keywords
+
+
+def separating_mask(segments: torch.Tensor, causal: bool = True) -> torch.Tensor:
     """Return bool [R, 1, T, T], True where a token (third dimension) may look at another (fourth).
 
-    That is one of the same segment [R, T] that does not come after it. Padding is a segment too, so that every row of
-    the softmax has something to look at.
+    That is one of the same segment [R, T], and with `causal` one that does not come after it. Padding is a segment too,
+    so that every row of the softmax has something to look at.
     """
-    length = segments.shape[1]
-    earlier = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    same = segments.unsqueeze(2) == segments.unsqueeze(1)
-    return (same & earlier).unsqueeze(1)
+    allowed = segments.unsqueeze(2) == segments.unsqueeze(1)
+    if causal:
+        length = segments.shape[1]
+        allowed &= torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    return allowed.unsqueeze(1)
 
 
 def _added(allowed: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from understudy.training.splits import DATA_SEED
 from understudy.training.stored_tokens import stored_tokens
 
 logger = logging.getLogger("understudy")
-ROW_SETTINGS = ("packing", "dynamic", "attention_mask")
+ROW_SETTINGS = ("packing", "dynamic", "attention_mask", "first_position")
 """What a language model's preprocessing says of its rows, and not of the tokens."""
 
 
