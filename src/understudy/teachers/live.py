@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from understudy.data.batch import Batch
-from understudy.errors import TrainingError
 from understudy.models.outputs import Outputs
+from understudy.models.stopping import StoppedOutputs
 from understudy.models.taps import Stop
 from understudy.tasks import Task
 
@@ -60,36 +60,12 @@ class LiveTeacher:
         """Return the teacher's logits, unless it stops before them, and tapped features for the batch."""
         with torch.no_grad(), self.precision():
             outputs = self._task.forward_tapped(self._run, batch, self.role)
-        return outputs if self.stop is None else StoppedOutputs(self.stop, outputs.features)
+        if self.stop is None:
+            return outputs
+        return StoppedOutputs("teacher", "reads_logits", self.stop, outputs.features)
 
     def close(self) -> None:
         """Remove the taps and give the training flags back."""
         self.tapped.close()
         for part, training in self._flags.items():
             part.training = training
-
-
-class StoppedOutputs(Outputs):
-    """What a teacher gives that stops at its last tap: asking it for logits is an error."""
-
-    def __init__(self, stop: Stop, features: dict[str, torch.Tensor]) -> None:
-        """Keep the features."""
-        self._stop = stop
-        self.features, self.top_k = features, None
-        self.hidden = self.head = None
-
-    def tensors(self) -> list[torch.Tensor]:
-        """Return the features."""
-        return list(self.features.values())
-
-    @property
-    def logits(self) -> torch.Tensor:  # type: ignore[override]
-        """Logits, which are not there.
-
-        Raises:
-            TrainingError: always.
-        """
-        raise TrainingError(
-            f"The teacher's logits are asked for, but its pass ended {self._stop}, since no method of the stage says "
-            "that it reads them. A method that does has `reads_logits = True`."
-        )

@@ -40,6 +40,7 @@ from understudy.training.schedules import Rate
 from understudy.training.stage import Stage
 from understudy.training.step import TrainingStep, shares_of
 from understudy.training.stored_side import StoredSide
+from understudy.training.student_side import student_stop
 
 Earlier = dict[str, dict[str, torch.Tensor]]
 """Method name -> the state of its modules at the end of an earlier stage of the same arm."""
@@ -71,6 +72,7 @@ class StageRun:
     Attributes:
         step: optimiser steps done.
         tokens: tokens that the student has read in them, in this process; 0 where it reads none.
+        ends: where the passes of the models end, in sentences.
         unreached: trainable parameters that the last trial's loss did not reach.
         best: validation value and weights to go back to, for early stopping.
     """
@@ -153,6 +155,7 @@ class StageRun:
         self._frozen = freeze(student.module, stage.freeze if self._trains_student else [""])
         self.averaging = Averaging(stage, student.module)
         self.teachers: dict[str, LiveTeacher | StoredTeacher] = {}
+        self.ends: list[str] = []
         for name, side in sides.items():
             asking = [
                 method
@@ -171,16 +174,18 @@ class StageRun:
                     precision=precision,
                     compile=compile,
                     own=(precisions or {}).get(name),
-                    notes=self.wiring.notes,
+                    notes=self.ends,
                 )
+        stop = student_stop(self.wiring.student, methods, compile=compile, notes=self.ends)
+        self.wiring.notes += self.ends
         self.tapped = task.tapped(
-            student.module, self.wiring.student.taps, self.wiring.student.copied
+            student.module, self.wiring.student.taps, self.wiring.student.copied, stop
         )
         targets: dict[str, Targets] = {name: live.targets for name, live in self.teachers.items()}
         early = [name for name in ahead if isinstance(self.teachers.get(name), LiveTeacher)]
         if early:
             targets |= self._look_ahead({name: targets[name] for name in early}, methods)
-        self.module = TrainingStep(self.tapped, methods, targets, task, compile=compile)
+        self.module = TrainingStep(self.tapped, methods, targets, task, compile=compile, stop=stop)
         self.example = example
         self.study = study
         if study is not None:
