@@ -53,7 +53,7 @@ def saving_notes(run: StageRun) -> list[str]:
     for name, live in run.teachers.items():
         if not isinstance(live, LiveTeacher) or live.stop is None:
             continue
-        inputs = run.example.inputs[name]
+        inputs = live.received(run.example.inputs[name])
         notes.append(
             f"the {run.wiring.teachers[name].called} is spared {_saved(live.module, live.tapped, inputs)}"
         )

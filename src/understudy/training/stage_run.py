@@ -65,6 +65,7 @@ class StageRun:
         compile: whether to compile the models.
         precisions: teacher name -> "float32", "bf16" or "int8" where it runs otherwise than the student.
         ahead: names of teachers that work on the next batch while the student trains on this one.
+        devices: teacher name -> the name of the device that it runs on in steps; None for the student's.
         earlier: method name -> its state at the end of an earlier stage of the same arm.
         study: what the methods are fitted to; None where no method has a `fit`.
         mixing: what changes the shares in which domains are drawn; None where nothing does.
@@ -95,6 +96,7 @@ class StageRun:
         compile: bool = False,
         precisions: Mapping[str, str | None] | None = None,
         ahead: Sequence[str] = (),
+        devices: Mapping[str, str | None] | None = None,
         earlier: Earlier | None = None,
         study: Study | None = None,
         mixing: Mixing | None = None,
@@ -174,6 +176,8 @@ class StageRun:
                     precision=precision,
                     compile=compile,
                     own=(precisions or {}).get(name),
+                    home=world.device,
+                    device=(devices or {}).get(name),
                     notes=self.ends,
                 )
         stop = student_stop(self.wiring.student, methods, compile=compile, notes=self.ends)
@@ -289,7 +293,11 @@ class StageRun:
                 for m in methods
             )
 
-        self.loader = ahead = Ahead(self.loader, targets, wanted, self._world.device)
+        places = [self._world.device]
+        for live in (self.teachers[name] for name in targets):
+            if isinstance(live, LiveTeacher) and live.device is not None:
+                places.append(live.device)
+        self.loader = ahead = Ahead(self.loader, targets, wanted, places)
         return ahead.targets
 
     def train_mode(self) -> None:
