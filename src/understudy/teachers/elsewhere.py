@@ -28,8 +28,9 @@ def find_device(name: str, whose: str) -> torch.device:
         PreflightError: there is no such device; those that there are are named.
     """
     known = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    known += ["mps"] if torch.backends.mps.is_available() else []
     wanted = name
-    if name == "cuda" and len(known) > 1:
+    if name == "cuda" and torch.cuda.is_available():
         wanted = f"cuda:{torch.cuda.current_device()}"
     if wanted not in known:
         raise PreflightError(
