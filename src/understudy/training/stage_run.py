@@ -73,7 +73,7 @@ class StageRun:
     Attributes:
         step: optimiser steps done.
         tokens: tokens that the student has read in them, in this process; 0 where it reads none.
-        ends: where the passes of the models end, in sentences.
+        ends: how the models run and where their passes end, in sentences.
         unreached: trainable parameters that the last trial's loss did not reach.
         best: validation value and weights to go back to, for early stopping.
     """
