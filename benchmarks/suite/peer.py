@@ -49,7 +49,7 @@ class Peer:
     """torchdistill's `DistillationBox` on the task, fed with the batches of the hand-written loop.
 
     Two things are done for it: the teacher is put into evaluation mode, which it does not do itself, and its
-    optimiser is the fused one. It has no mixed precision; it stops no teacher early unless its user cuts the model.
+    optimiser is the fused one. It has no mixed precision; it stops no model early unless its user cuts it.
 
     Args:
         task: what is trained.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -55,6 +56,10 @@ class Plain:
         task: what is trained.
         precision: float32, or bf16 by autocast, and the memory format.
         projector: for a hint: the learned map, with its first weights.
+
+    Attributes:
+        seconds: spent in steps so far.
+        behind: for a hint: "student" and "teacher" -> seconds of those, in forward passes behind the tap.
     """
 
     def __init__(
@@ -72,11 +77,13 @@ class Plain:
         self.optimizer = torch.optim.SGD(
             trained, lr=RATE, momentum=MOMENTUM, weight_decay=DECAY, fused=True
         )
+        self.seconds, self.behind = 0.0, {"student": 0.0, "teacher": 0.0}
         self.taps: dict[str, torch.Tensor] = {}
+        self._reached = 0.0
         if projector is not None:
             for role, model in (("student", self.student), ("teacher", self.teacher)):
                 model.get_submodule(TAP).register_forward_hook(
-                    lambda _module, _args, output, role=role: self.taps.__setitem__(role, output)
+                    lambda _module, _args, output, role=role: self._reach(role, output)
                 )
         self.batches = iter(Batches(task, precision.channels_last))
         self.total = torch.zeros(())
@@ -85,8 +92,8 @@ class Plain:
         """Return the loss of a batch."""
         if self.objective != "labels":
             with torch.no_grad():
-                target = self.teacher(inputs)
-        logits = self.student(inputs)
+                target = self._forward("teacher", self.teacher, inputs)
+        logits = self._forward("student", self.student, inputs)
         if self.projector is not None:
             student, teacher = self.projector(self.taps["student"], self.taps["teacher"])
             return F.mse_loss(student.float(), teacher.float())
@@ -103,14 +110,25 @@ class Plain:
 
     def step(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Take one optimiser step and return its loss."""
+        begin = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
         with self.context():
             loss = self.loss(inputs, labels)
         loss.backward()
         self.optimizer.step()
+        self.seconds += time.perf_counter() - begin
         return loss.detach()
 
     def run(self, steps: int) -> None:
         """Take `steps` steps; the sum of their losses is kept, as a log would want it."""
         for _ in range(steps):
             self.total += self.step(*next(self.batches))
+
+    def _forward(self, role: str, model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = model(inputs)
+        if self.projector is not None:
+            self.behind[role] += time.perf_counter() - self._reached
+        return output
+
+    def _reach(self, role: str, output: torch.Tensor) -> None:
+        self.taps[role], self._reached = output, time.perf_counter()

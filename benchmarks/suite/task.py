@@ -13,6 +13,7 @@ from understudy.data.source import Source
 from understudy.data.sources.python import from_tensors
 from understudy.methods import KD, FitNet, Method, Supervised
 from understudy.models import kd
+from understudy.models.build import build
 from understudy.models.model import Model
 from understudy.models.preprocess import AnyPreprocess, ImagePreprocess, TensorPreprocess
 
@@ -20,7 +21,7 @@ TEMPERATURE, ALPHA = 4.0, 0.9
 RATE, MOMENTUM, DECAY = 0.05, 0.9, 5e-4
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 TAP = "layer2"
-"""Where the hint is read: the second of the three stages."""
+"""Where the hint is read: the second of the four stages of `deep_pair`."""
 
 
 @dataclass
@@ -78,17 +79,40 @@ def image_pair(
     student: str, teacher: str, *, batch: int, samples: int = 2048, objective: str = "kd"
 ) -> Task:
     """Return two networks of the CIFAR family on made images of 100 classes."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (samples, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    labels = torch.arange(samples) % 100
-    source = from_tensors(images, labels, test_inputs=images[:100], test_labels=labels[:100])
     made = [
         _made(
             lambda n=name: kd.build(n, classes=100), ImagePreprocess(MEAN, STD), f"kd:{name}", seed
         )
         for name, seed in ((student, 1), (teacher, 2))
     ]
-    return Task(source, made[0], made[1], batch, objective)
+    return Task(_images(samples), made[0], made[1], batch, objective)
+
+
+def deep_pair(*, batch: int, samples: int = 2048) -> Task:
+    """Return a ResNet18 and a ResNet34, four stages of equal cost a block, on made images of 100 classes, for a hint.
+
+    They are timm's with the stem that small images call for: a 3x3 convolution and no pooling.
+    """
+    source = _images(samples)
+    made = [
+        _made(lambda n=name: _small_stem(n), ImagePreprocess(MEAN, STD), f"timm:{name}", seed)
+        for name, seed in (("resnet18", 1), ("resnet34", 2))
+    ]
+    return Task(source, made[0], made[1], batch, "hint")
+
+
+def _small_stem(name: str) -> nn.Module:
+    module = build(f"timm:{name}", classes=100, kind="image", input_shape=(3, 32, 32)).module
+    module.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    module.maxpool = nn.Identity()
+    return module
+
+
+def _images(samples: int) -> Source:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (samples, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(samples) % 100
+    return from_tensors(images, labels, test_inputs=images[:100], test_labels=labels[:100])
 
 
 def _made(build: Callable[[], nn.Module], preprocess: AnyPreprocess, name: str, seed: int) -> Model:

@@ -223,6 +223,28 @@ def test_says_whether_it_reads_the_teachers_logits(
         assert not method.uses_teacher or method.reads_logits == bool(asked)
 
 
+@on_every_kind
+@every
+def test_says_whether_it_reads_the_students_logits(name: str, kind: str) -> None:
+    built, asked = bench_or_skip(name, kind), list[str]()
+    with started(built) as run:
+        method = run.module.active[0]
+        assert (run.module.stop is not None) <= (not method.reads_student_logits)
+        if run.module.stop is not None:
+            go(run)  # it would be refused what it asks for
+            return
+        forward = run.module._student_outputs
+        run.module._student_outputs = lambda batch: Watched(
+            forward(batch), lambda: asked.append("loss")
+        )
+        batch = next(iter(run.loader.steps(0, 1)))[0]
+        run.train_mode()
+        run.module(batch, 0.5)
+        run.module.after_step()
+        # Where no loss reaches the student it is not run at all.
+        assert bool(asked) == (method.reads_student_logits and method.trains_student)
+
+
 @every
 def test_the_loss_draws_nothing_from_the_global_random_state(name: str) -> None:
     built = bench([name])

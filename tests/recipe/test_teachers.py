@@ -146,3 +146,15 @@ def test_the_schema_takes_several_teachers(values: Values) -> None:
         several(values, {"name": "fitnet", "teacher_features": "pca"}),
     ):
         assert list(check.iter_errors(wrong))
+
+
+def test_how_a_teacher_runs_comes_out_of_a_recipe(values: Values, tmp_path: Path) -> None:
+    given = {"precision": "bf16", "ahead": True, "device": "cuda:1"}
+    made = {"model": "kd:resnet20", "train": {"epochs": 2}}
+    recipe = from_values(values(teacher={**made, **given}))
+    teacher = recipe.build(tmp_path).teacher
+    assert teacher is not None
+    assert (teacher.precision, teacher.ahead, teacher.device) == ("bf16", True, "cuda:1")
+    assert from_values(values()).build(tmp_path).teacher.device is None  # type: ignore[union-attr]
+    with pytest.raises(RecipeError, match=r"teacher\.device"):
+        from_values(values(teacher={**made, "device": 1}))

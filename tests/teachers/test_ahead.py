@@ -52,7 +52,7 @@ class Teacher:
 def ahead(wanted: object = None) -> tuple[Ahead, Loader, Teacher]:
     loader, teacher = Loader(), Teacher()
     every = wanted if callable(wanted) else (lambda name, step: True)
-    return Ahead(loader, {"teacher": teacher.targets}, every, CPU), loader, teacher
+    return Ahead(loader, {"teacher": teacher.targets}, every, [CPU]), loader, teacher
 
 
 def test_every_part_gets_its_own_outputs_once() -> None:
@@ -96,7 +96,7 @@ def test_leaving_early_waits_for_what_runs() -> None:
         ended.set()
         return Outputs()
 
-    runs = Ahead(loader, {"teacher": targets}, lambda name, step: True, CPU)
+    runs = Ahead(loader, {"teacher": targets}, lambda name, step: True, [CPU])
     steps = runs.steps(0, 9)
     next(steps)
     assert begun.wait(10) and not ended.is_set()
@@ -110,7 +110,7 @@ def test_an_error_comes_up_where_the_outputs_are_asked_for() -> None:
     def targets(given: Batch) -> Outputs:
         raise ValueError("broken teacher")
 
-    runs = Ahead(Loader(), {"teacher": targets}, lambda name, step: True, CPU)
+    runs = Ahead(Loader(), {"teacher": targets}, lambda name, step: True, [CPU])
     parts = next(runs.steps(0, 2))
     with pytest.raises(ValueError, match="broken teacher"):
         runs.targets["teacher"](parts[0])
@@ -129,7 +129,7 @@ def test_on_a_stream_of_its_own() -> None:
         return Outputs(rows + given.index.to(device).view(-1, 1))
 
     loader = Loader()
-    runs = Ahead(loader, {"teacher": targets}, lambda name, step: True, device)
+    runs = Ahead(loader, {"teacher": targets}, lambda name, step: True, [device])
     for parts in runs.steps(0, 4):
         for part in parts:
             found = runs.targets["teacher"](part).logits

@@ -153,6 +153,29 @@ def test_the_order_is_that_of_the_calls() -> None:
         stop("again#3")
 
 
+class Longer(nn.Module):
+    """Calls one module more while it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.later = nn.Linear(5, 5), nn.Linear(5, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.later(x) if self.training else x
+        x = self.first(x)
+        return x if self.training else self.later(x)
+
+
+def test_the_order_is_that_of_the_mode_that_is_asked_for() -> None:
+    module, x = Longer().eval(), torch.randn(4, 5)
+    stops = [
+        find_stop(module, ["first", "later"], lambda tapped: tapped(x), training=training)
+        for training in (False, True)
+    ]
+    assert stops == [(Stop("later"), ""), (Stop("first"), "")]
+    assert not module.training
+
+
 def test_a_model_that_never_comes_to_its_stop_runs_whole() -> None:
     module, x = Winding(), torch.randn(4, 5)
     tapped = Tapped(module, ["first"], stop=Stop("again", "output", 7))

@@ -36,12 +36,12 @@ def notes(arms: dict[str, Any], **keywords: Any) -> list[str]:
 def test_the_plan_says_where_the_teacher_stops_and_what_that_saves() -> None:
     said = notes(HINT)
     assert "no method reads the teacher's logits: it stops after 'layer2'" in said
-    (saved,) = [note for note in said if note.startswith("which saves")]
+    (saved,) = [note for note in said if note.startswith("the teacher is spared")]
     # Of three groups of blocks of equal cost, the last one and the classifier are left out.
-    share = int(saved.removeprefix("which saves ").partition("%")[0])
+    share = int(saved.removeprefix("the teacher is spared ").partition("%")[0])
     assert 28 <= share <= 36, saved
     both = notes({"both": [{"methods": ["fitnet", "kd"], "steps": 4}]})
-    assert not [note for note in both if "stops" in note or "saves" in note]
+    assert not [note for note in both if "stops" in note or "spared" in note]
 
 
 def test_a_stopped_teacher_teaches_the_same(

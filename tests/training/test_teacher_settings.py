@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import language_toy
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +17,8 @@ from understudy.errors import PreflightError
 from understudy.methods import KD, Ramp
 from understudy.models import kd
 from understudy.models.model import fingerprint
+from understudy.teachers import elsewhere
+from understudy.training import live_side
 from understudy.training.plan import make_plan
 from understudy.training.run import run
 
@@ -99,3 +102,60 @@ def test_a_precision_of_its_own_is_used_and_changes_nothing_in_the_teacher(
 def test_int8_is_refused_where_it_would_change_nothing() -> None:
     with pytest.raises(PreflightError, match="no linear layers"):
         make_plan(experiment(teacher_precision="int8"))
+
+
+@pytest.fixture
+def another_device(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """Have any device be `cpu:0`, which is another one than `cpu` to a comparison; return where tensors went."""
+    went: list[torch.device] = []
+
+    def place(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        went.append(device)
+        return tensor.clone()
+
+    monkeypatch.setattr(live_side, "find_device", lambda name, whose: torch.device("cpu:0"))
+    monkeypatch.setattr(elsewhere, "place", place)
+    return went
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_teacher_on_a_device_of_its_own_teaches_the_same(
+    ahead: bool, tmp_path: Path, another_device: list[torch.device]
+) -> None:
+    run(experiment(ARMS), tmp_path / "same")
+    assert not another_device
+    built = experiment(ARMS, ahead=ahead)
+    built.teacher.device = "cuda:1"
+    run(built, tmp_path / "other")
+    assert {str(device) for device in another_device} == {"cpu", "cpu:0"}
+    expected, found = student(tmp_path / "same", "parts"), student(tmp_path / "other", "parts")
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    said = (tmp_path / "other" / "log.txt").read_text()
+    assert "parts, seed 0, hint: the teacher runs on cpu:0, on a copy of its weights there" in said
+
+
+@pytest.mark.parametrize("methods", [("token_kd", "supervised"), ("kd",)])
+def test_a_language_model_on_a_device_of_its_own_teaches_the_same(
+    methods: tuple[str, ...], tmp_path: Path, another_device: list[torch.device]
+) -> None:
+    for device in (None, "cuda:1"):
+        built = language_toy.experiment(methods=methods)
+        built.teacher.device = device
+        run(built, tmp_path / str(device))
+    assert {str(device) for device in another_device} == {"cpu", "cpu:0"}
+    expected, found = student(tmp_path / "None", "kd"), student(tmp_path / "cuda:1", "kd")
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_trained() -> None:
+    built = experiment(ARMS)
+    built.teacher.device = "cuda:99"
+    with pytest.raises(PreflightError, match="The teacher is to run on 'cuda:99'.*has cpu"):
+        make_plan(built)
+
+
+def test_the_students_device_needs_no_copy() -> None:
+    built = experiment(ARMS)
+    built.teacher.device = "cpu"
+    plan = make_plan(built)
+    assert not [note for stage in plan.stages for note in stage.notes if "runs on" in note]

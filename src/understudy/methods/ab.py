@@ -36,6 +36,7 @@ class AB(Method, name="ab"):
 
     family = "feature"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class AT(Method, name="at"):
 
     family = "feature"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self,

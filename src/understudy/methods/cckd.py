@@ -44,6 +44,7 @@ class CCKD(Method, name="cckd"):
 
     family = "relation"
     reads_logits = False
+    reads_student_logits = False
     rotation: torch.Tensor
 
     def __init__(

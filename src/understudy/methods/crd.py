@@ -51,6 +51,7 @@ class CRD(Method, name="crd"):
 
     family = "relation"
     reads_logits = False
+    reads_student_logits = False
     student_bank: torch.Tensor
     teacher_bank: torch.Tensor
     log_normalisers: torch.Tensor

@@ -70,6 +70,7 @@ class DINO(Method, name="dino"):
 
     family = "self-supervision"
     needs_teacher = False
+    reads_student_logits = False
 
     counter: torch.Tensor
     centre: torch.Tensor

@@ -28,6 +28,7 @@ class FitNet(Method, name="fitnet"):
 
     family = "feature"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(self, student_tap: str = "auto", teacher_tap: str = "auto") -> None:
         """Keep the configuration."""

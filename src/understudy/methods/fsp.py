@@ -42,6 +42,7 @@ class FSP(Method, name="fsp"):
 
     family = "feature"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ class FT(Method, name="ft"):
 
     family = "feature"
     reads_logits = False
+    reads_student_logits = False
     follows = ("ft_paraphraser",)
 
     def __init__(

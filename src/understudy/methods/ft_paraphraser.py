@@ -39,6 +39,7 @@ class FTParaphraser(Method, name="ft_paraphraser"):
 
     family = "feature"
     reads_logits = False
+    reads_student_logits = False
     trains_student = False
 
     def __init__(

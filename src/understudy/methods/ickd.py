@@ -38,6 +38,7 @@ class ICKD(Method, name="ickd"):
 
     family = "relation"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self,

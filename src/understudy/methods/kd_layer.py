@@ -65,6 +65,7 @@ class VisualWordLayer(Method, name="kd_layer"):
         self.student_taps, self.teacher_taps = student_taps, teacher_taps
         self.templates, self.alpha, self.sharpness = templates, alpha, sharpness
         self.supervise = self.needs_teacher = supervise
+        self.reads_student_logits = not supervise
         # Without words no sample is of use to it, so those without a label are for the others to ask for.
         self.needs_labels = not supervise
 

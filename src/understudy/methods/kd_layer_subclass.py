@@ -44,6 +44,7 @@ class SubClassLayer(Method, name="kd_layer_subclass"):
 
     family = "structure"
     reads_logits = False
+    reads_student_logits = False
     needs_labels = True
 
     needs_classes = True

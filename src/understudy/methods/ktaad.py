@@ -46,6 +46,7 @@ class KTAAD(Method, name="ktaad"):
 
     family = "feature"
     reads_logits = False
+    reads_student_logits = False
     follows = ("ktaad_translator",)
 
     def __init__(

@@ -71,6 +71,7 @@ class LELP(Method, name="lelp"):
     """
 
     family = "structure"
+    reads_student_logits = False
     basis: torch.Tensor
     centres: torch.Tensor
     scales: torch.Tensor

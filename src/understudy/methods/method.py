@@ -81,6 +81,9 @@ class Method(nn.Module):
     """Whether `loss` or `fit` reads the teacher's logits, where the method uses a teacher. Where no method of a stage
     does, the teacher stops at the last tap; where none of a run does, it is not refused for a classifier that was never
     trained."""
+    reads_student_logits: bool = True
+    """Whether `loss` or `after_step` reads the student's logits, or a language model's last hidden states. Where no
+    method of a stage does, the student's pass ends at the last tap. A constructor may set it for its instance."""
     trains_student: ClassVar[bool] = True
     """Whether the loss reaches the student. A stage whose methods all say no leaves the student as it is."""
     follows: ClassVar[tuple[str, ...]] = ()

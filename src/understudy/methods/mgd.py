@@ -37,6 +37,7 @@ class MGD(Method, name="mgd"):
 
     family = "feature"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ class MIAlpha(Method, name="mi_alpha"):
 
     family = "information"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self,

@@ -60,6 +60,7 @@ class MiniLM(Method, name="minilm"):
 
     family = "relation"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class OFD(Method, name="ofd"):
 
     family = "feature"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class PAD(Method, name="pad"):
 
     family = "feature"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ class PKD(Method, name="pkd"):
 
     family = "feature"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self,

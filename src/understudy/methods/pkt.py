@@ -33,6 +33,7 @@ class PKT(Method, name="pkt"):
 
     family = "relation"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self, student_tap: str = "auto", teacher_tap: str = "auto", eps: float = 1e-7

@@ -80,6 +80,7 @@ class Review(Method, name="review"):
 
     family = "feature"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class RKD(Method, name="rkd"):
 
     family = "relation"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self,

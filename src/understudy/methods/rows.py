@@ -30,6 +30,7 @@ class FeatureRows(Method):
 
     family = "feature"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self,

@@ -42,6 +42,7 @@ class SimCLR(Method, name="simclr"):
 
     family = "self-supervision"
     needs_teacher = False
+    reads_student_logits = False
 
     counter: torch.Tensor
 

@@ -32,6 +32,7 @@ class SP(Method, name="sp"):
 
     family = "relation"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self, student_taps: Taps = "auto", teacher_taps: Taps = "auto", official: bool = False

@@ -35,6 +35,7 @@ class SRD(Method, name="srd"):
 
     family = "feature"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self, exponent: float = 4.0, student_tap: str = "auto", teacher_tap: str = "auto"

@@ -36,6 +36,7 @@ class SSKDHead(Method, name="sskd_head"):
 
     family = "self-supervision"
     reads_logits = False
+    reads_student_logits = False
     trains_student = False
 
     def __init__(self, teacher_tap: str = "auto") -> None:

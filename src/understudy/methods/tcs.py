@@ -70,6 +70,7 @@ class TCS(Method, name="tcs"):
     family = "structure"
     needs_teacher = False
     reads_logits = False
+    reads_student_logits = False
 
     directions: torch.Tensor
     hash_scale: torch.Tensor

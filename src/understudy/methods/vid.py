@@ -38,6 +38,7 @@ class VID(Method, name="vid"):
 
     family = "feature"
     reads_logits = False
+    reads_student_logits = False
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Where a model's forward pass may end when only its taps are read."""
+"""Where a model's forward pass may end when only its taps are read, and what it gives then."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from understudy.errors import TrainingError
+from understudy.models.outputs import Outputs
 from understudy.models.taps import Stop, Tapped, unchanged
 
 
 def find_stop(
-    module: nn.Module, taps: Iterable[str], run: Callable[[nn.Module], Any]
+    module: nn.Module,
+    taps: Iterable[str],
+    run: Callable[[nn.Module], Any],
+    *,
+    training: bool = False,
 ) -> tuple[Stop | None, str]:
-    """Run a model once, in evaluation mode, and find the last place that any tap reads.
+    """Run a model once and find the last place that any tap reads.
 
     The pass is cut at run time, by an exception from a hook, and not by taking the model apart: that needs no graph of
     the model, works for any code around the modules, and what is read is the same to the bit.
@@ -23,6 +29,7 @@ def find_stop(
         module: the model. Its buffers, flags and torch's random state are left as they were.
         taps: the taps that are read, as `Tap.parse` understands them.
         run: calls the tapped module on example inputs.
+        training: whether to run in training mode, as a student does.
 
     Returns:
         The stop and "", or None and the reason why the model has to run to its end.
@@ -41,7 +48,7 @@ def find_stop(
     watched._record = watch  # type: ignore[method-assign]
     try:
         with unchanged(watched.module), torch.no_grad():
-            watched.module.eval()
+            watched.module.train(training)
             run(watched)
     finally:
         watched.close()
@@ -58,3 +65,38 @@ def find_stop(
         last = max(last, runs[tap.call or 0])
     path, side = order[last]
     return Stop(path, side, order[:last].count((path, side))), ""
+
+
+class StoppedOutputs(Outputs):
+    """What a model gives that ends at its last tap: asking it for logits is an error.
+
+    Args:
+        whose: "teacher" or "student".
+        declared: the attribute by which a method says that it reads that model's logits.
+        stop: where the pass ended.
+        features: what was read on the way.
+    """
+
+    def __init__(
+        self, whose: str, declared: str, stop: Stop, features: dict[str, torch.Tensor]
+    ) -> None:
+        """Keep the features."""
+        self._whose, self._declared, self._stop = whose, declared, stop
+        self.features, self.top_k = features, None
+        self.hidden = self.head = None
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the features."""
+        return list(self.features.values())
+
+    @property
+    def logits(self) -> torch.Tensor:  # type: ignore[override]
+        """Logits, which are not there.
+
+        Raises:
+            TrainingError: always.
+        """
+        raise TrainingError(
+            f"The {self._whose}'s logits are asked for, but its pass ended {self._stop}, since no method of the stage "
+            f"says that it reads them. A method that does has `{self._declared} = True`."
+        )

@@ -222,6 +222,7 @@ def _teacher(makers: ModelMaker, section: TeacherSection, place: Place) -> Exper
         store=section.store,
         precision=section.precision,
         ahead=section.ahead,
+        device=section.device,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -39,14 +39,16 @@ class Ahead:
     """Stands before a loader and in place of teachers' `targets`: what a step asks for was begun one step earlier.
 
     A teacher is frozen, so what it says of the next batch does not depend on the step in between. On CUDA the pass
-    runs on a stream of its own, elsewhere in a thread of its own. It pays where one model alone leaves processors
-    idle, and holds a teacher's outputs and working memory beside the student's.
+    runs on a stream of its own, elsewhere in a thread of its own; copies to and from a teacher on another CUDA device
+    wait for that stream, and it for them. It pays where one model alone leaves processors idle, or where there are two
+    devices, and holds a teacher's outputs and working memory beside the student's.
 
     Args:
         loader: gives the batches.
         targets: name -> that teacher's.
         wanted: whether a teacher, by name, is asked in a step, by number.
-        device: where the teachers run.
+        devices: where the batches lie, and where the teachers run. A stream serves CUDA devices alone: a teacher that
+            computes on the host would hold up who queues work for the others.
 
     Attributes:
         targets: name -> what gives that teacher's outputs for a batch: those that were begun, or else made now.
@@ -57,14 +59,15 @@ class Ahead:
         loader: Steps,
         targets: Mapping[str, Targets],
         wanted: Callable[[str, int], bool],
-        device: torch.device,
+        devices: Sequence[torch.device],
     ) -> None:
         """Start nothing yet."""
         self._loader, self._compute, self._wanted = loader, dict(targets), wanted
         self.targets: dict[str, Targets] = {
             name: functools.partial(self._outputs, name) for name in targets
         }
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        streams = all(device.type == "cuda" for device in devices)
+        self._stream = torch.cuda.Stream(devices[0]) if streams else None
         self._thread = ThreadPoolExecutor(1, "teacher") if self._stream is None else None
         self._running: dict[tuple[str, int], _Running] = {}
 

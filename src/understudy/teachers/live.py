@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 
 from understudy.data.batch import Batch
-from understudy.errors import TrainingError
+from understudy.models.language_head import LanguageHead
 from understudy.models.outputs import Outputs
+from understudy.models.stopping import StoppedOutputs
 from understudy.models.taps import Stop
 from understudy.tasks import Task
+from understudy.teachers.elsewhere import brought, sent
 
 
 class LiveTeacher:
@@ -31,6 +35,10 @@ class LiveTeacher:
         precision: makes the context that the model runs in (autocast or nothing).
         compile: whether to run the model through `torch.compile`.
         stop: where the pass ends when nobody reads the logits (see `find_stop`); None for the end of the model.
+        device: where the model lies, when that is not where batches do; None otherwise.
+        original: the model that `module` is a copy of, where it is one. It runs in evaluation mode as long, for methods
+            that look into it.
+        head: the output head of the same language model where batches lie, for a model that lies elsewhere.
 
     Attributes:
         tapped: the model with its taps.
@@ -47,20 +55,38 @@ class LiveTeacher:
         precision: Callable[[], AbstractContextManager[object]],
         compile: bool = False,
         stop: Stop | None = None,
+        device: torch.device | None = None,
+        original: nn.Module | None = None,
+        head: LanguageHead | None = None,
     ) -> None:
         """Set the taps and put the model into evaluation mode."""
         self.module, self.role, self.stop = module, role, stop
+        self.device, self._head = device, head
         self._task, self.precision = task, precision
-        self._flags = {part: part.training for part in module.modules()}
-        module.eval()
+        models = [module] if original is None else [module, original]
+        self._flags = {part: part.training for model in models for part in model.modules()}
+        for model in models:
+            model.eval()
         self.tapped = task.tapped(module, taps, copied, stop)
         self._run = torch.compile(self.tapped) if compile else self.tapped
 
     def targets(self, batch: Batch) -> Outputs:
         """Return the teacher's logits, unless it stops before them, and tapped features for the batch."""
-        with torch.no_grad(), self.precision():
+        home = batch.index.device
+        if self.device is not None:
+            given = self.received(batch.inputs[self.role])
+            batch = dataclasses.replace(batch, inputs={self.role: given})
+        with torch.no_grad(), self.precision(), _current(self.device):
             outputs = self._task.forward_tapped(self._run, batch, self.role)
-        return outputs if self.stop is None else StoppedOutputs(self.stop, outputs.features)
+        if self.device is not None:
+            outputs = brought(outputs, home, self._head)
+        if self.stop is None:
+            return outputs
+        return StoppedOutputs("teacher", "reads_logits", self.stop, outputs.features)
+
+    def received(self, inputs: Any) -> Any:
+        """Return what a batch holds for the model where the model lies."""
+        return inputs if self.device is None else sent(inputs, self.device)
 
     def close(self) -> None:
         """Remove the taps and give the training flags back."""
@@ -69,27 +95,8 @@ class LiveTeacher:
             part.training = training
 
 
-class StoppedOutputs(Outputs):
-    """What a teacher gives that stops at its last tap: asking it for logits is an error."""
-
-    def __init__(self, stop: Stop, features: dict[str, torch.Tensor]) -> None:
-        """Keep the features."""
-        self._stop = stop
-        self.features, self.top_k = features, None
-        self.hidden = self.head = None
-
-    def tensors(self) -> list[torch.Tensor]:
-        """Return the features."""
-        return list(self.features.values())
-
-    @property
-    def logits(self) -> torch.Tensor:  # type: ignore[override]
-        """Logits, which are not there.
-
-        Raises:
-            TrainingError: always.
-        """
-        raise TrainingError(
-            f"The teacher's logits are asked for, but its pass ended {self._stop}, since no method of the stage says "
-            "that it reads them. A method that does has `reads_logits = True`."
-        )
+def _current(device: torch.device | None) -> AbstractContextManager[object]:
+    """Return the context in which a CUDA device is the current one, as kernels from outside of PyTorch expect."""
+    if device is None or device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.device(device)

@@ -252,6 +252,7 @@ class Context:
             compile=settings.compile,
             precisions={name: each.precision for name, each in given.items()},
             ahead=[name for name, each in given.items() if each.ahead],
+            devices={name: each.device for name, each in given.items()},
             earlier=earlier,
             mixing=mixing,
             study=make_study(self, fitting, self._fitted(using, teachers), split, views)

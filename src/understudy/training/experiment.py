@@ -65,6 +65,8 @@ class ExperimentTeacher:
         precision: how it runs beside the student: "float32", "bf16" (autocast), or "int8" (linear layers, on a CPU);
             None for as the student does. It is evaluated in float32 all the same.
         ahead: whether it works on the next batch while the student trains on this one.
+        device: where it runs beside the student, such as "cuda:1", on a copy of its weights; None for the student's
+            device, on which it is trained and evaluated in any case.
     """
 
     build: Callable[[], Model] | None
@@ -73,6 +75,7 @@ class ExperimentTeacher:
     store: StoreSettings | None = None
     precision: Literal["float32", "bf16", "int8"] | None = None
     ahead: bool = False
+    device: str | None = None
 
 
 @dataclass

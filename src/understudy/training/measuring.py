@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from understudy.data.batch import Batch
 from understudy.evaluation import cost
@@ -34,7 +35,8 @@ def loss_flops(run: StageRun) -> int:
     """Return the FLOPs per sample of a forward pass that are neither the student's nor a teacher's."""
     example = run.example
     whole = _count(run, lambda: run.module(example, 0.5))
-    student = _count(run, lambda: call(run.tapped.module, example.inputs["student"]))
+    model = run.tapped.module if run.module.stop is None else run.tapped
+    student = _count(run, lambda: call(model, example.inputs["student"]))
     teachers = sum(
         _count(run, lambda live=live: live.targets(example))  # type: ignore[misc]
         for live in run.teachers.values()
@@ -42,17 +44,26 @@ def loss_flops(run: StageRun) -> int:
     return max(0, whole - student - teachers) // len(example)
 
 
-def teacher_notes(run: StageRun) -> list[str]:
-    """Say of each teacher that is a model where its pass ends, and which share of its FLOPs that saves."""
+def saving_notes(run: StageRun) -> list[str]:
+    """Say of each model whose pass ends early which share of its FLOPs that saves."""
     notes = []
+    if run.module.stop is not None:
+        saved = _saved(run.tapped.module, run.tapped, run.example.inputs["student"])
+        notes.append(f"the student's forward pass is spared {saved}")
     for name, live in run.teachers.items():
         if not isinstance(live, LiveTeacher) or live.stop is None:
             continue
-        inputs = run.example.inputs[name]
-        whole, part = cost.flops(live.module, inputs), cost.flops(live.tapped, inputs)
-        saved = f"{1 - part / whole:.0%} of its FLOPs" if whole else "nothing that is counted"
-        notes.append(f"which saves {saved} ({part:,} instead of {whole:,} per sample)")
+        inputs = live.received(run.example.inputs[name])
+        notes.append(
+            f"the {run.wiring.teachers[name].called} is spared {_saved(live.module, live.tapped, inputs)}"
+        )
     return notes
+
+
+def _saved(whole: nn.Module, stopped: nn.Module, inputs: Any) -> str:
+    before, after = cost.flops(whole, inputs), cost.flops(stopped, inputs)
+    share = f"{1 - after / before:.0%} of its FLOPs" if before else "nothing that is counted"
+    return f"{share} ({after:,} instead of {before:,} per sample)"
 
 
 def _count(run: StageRun, action: Callable[[], Any]) -> int:

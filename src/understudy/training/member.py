@@ -138,6 +138,8 @@ class Member:
 
     def _train_stage(self, run: StageRun, student: Model, number: int) -> None:
         settings = self.context.experiment.settings
+        for said in run.ends:
+            logger.info("%s, seed %d, %s: %s", self.arm, self.seed, run.stage.name, said)
         clock = time.perf_counter()
 
         def write(**fields: Any) -> None:

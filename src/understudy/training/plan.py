@@ -25,7 +25,7 @@ from understudy.training.context import Context, Teachers
 from understudy.training.distribution import join_world
 from understudy.training.experiment import REFERENCE, Experiment, arm_of
 from understudy.training.fitting import Fitting
-from understudy.training.measuring import loss_flops, teacher_notes, teacher_uses
+from understudy.training.measuring import loss_flops, saving_notes, teacher_uses
 from understudy.training.mixing import mixing_notes
 from understudy.training.precision import Precision
 from understudy.training.preflight import check_outputs, check_stage
@@ -345,7 +345,7 @@ def _stage_plan(run: StageRun, arm: str, measure: bool) -> StagePlan:
         plan.notes += mixing_notes(run.mixing, run.total_steps)
     if measure:
         plan.loss_flops = loss_flops(run)
-        plan.notes += teacher_notes(run)
+        plan.notes += saving_notes(run)
         batch = next(iter(run.loader.steps(0, 1)))[0]
         run.trial(run.precision, batch)
         with PeakMemory(batch.index.device) as memory:

@@ -13,6 +13,7 @@ from understudy.data.batch import Batch
 from understudy.errors import PreflightError
 from understudy.models.model import Model
 from understudy.models.tokens import Tokens
+from understudy.teachers.live import LiveTeacher
 from understudy.training.context import Context, Teachers
 from understudy.training.precision import Precision, choose, unsound_channels_last
 from understudy.training.stage import Stage
@@ -72,7 +73,9 @@ def choose_precision(context: Context, teachers: Teachers) -> tuple[Precision, d
         run.precision = candidate
         for name, live in run.teachers.items():
             if context.experiment.teachers[name].precision is None:
-                live.precision = candidate.context
+                there = live.device if isinstance(live, LiveTeacher) else None
+                at = candidate.device if there is None else there.type
+                live.precision = dataclasses.replace(candidate, device=at).context
 
         def step() -> None:
             run.trial(candidate, ready)

@@ -40,6 +40,7 @@ from understudy.training.schedules import Rate
 from understudy.training.stage import Stage
 from understudy.training.step import TrainingStep, shares_of
 from understudy.training.stored_side import StoredSide
+from understudy.training.student_side import student_stop
 
 Earlier = dict[str, dict[str, torch.Tensor]]
 """Method name -> the state of its modules at the end of an earlier stage of the same arm."""
@@ -64,6 +65,7 @@ class StageRun:
         compile: whether to compile the models.
         precisions: teacher name -> "float32", "bf16" or "int8" where it runs otherwise than the student.
         ahead: names of teachers that work on the next batch while the student trains on this one.
+        devices: teacher name -> the name of the device that it runs on in steps; None for the student's.
         earlier: method name -> its state at the end of an earlier stage of the same arm.
         study: what the methods are fitted to; None where no method has a `fit`.
         mixing: what changes the shares in which domains are drawn; None where nothing does.
@@ -71,6 +73,7 @@ class StageRun:
     Attributes:
         step: optimiser steps done.
         tokens: tokens that the student has read in them, in this process; 0 where it reads none.
+        ends: how the models run and where their passes end, in sentences.
         unreached: trainable parameters that the last trial's loss did not reach.
         best: validation value and weights to go back to, for early stopping.
     """
@@ -93,6 +96,7 @@ class StageRun:
         compile: bool = False,
         precisions: Mapping[str, str | None] | None = None,
         ahead: Sequence[str] = (),
+        devices: Mapping[str, str | None] | None = None,
         earlier: Earlier | None = None,
         study: Study | None = None,
         mixing: Mixing | None = None,
@@ -153,6 +157,7 @@ class StageRun:
         self._frozen = freeze(student.module, stage.freeze if self._trains_student else [""])
         self.averaging = Averaging(stage, student.module)
         self.teachers: dict[str, LiveTeacher | StoredTeacher] = {}
+        self.ends: list[str] = []
         for name, side in sides.items():
             asking = [
                 method
@@ -171,16 +176,20 @@ class StageRun:
                     precision=precision,
                     compile=compile,
                     own=(precisions or {}).get(name),
-                    notes=self.wiring.notes,
+                    home=world.device,
+                    device=(devices or {}).get(name),
+                    notes=self.ends,
                 )
+        stop = student_stop(self.wiring.student, methods, compile=compile, notes=self.ends)
+        self.wiring.notes += self.ends
         self.tapped = task.tapped(
-            student.module, self.wiring.student.taps, self.wiring.student.copied
+            student.module, self.wiring.student.taps, self.wiring.student.copied, stop
         )
         targets: dict[str, Targets] = {name: live.targets for name, live in self.teachers.items()}
         early = [name for name in ahead if isinstance(self.teachers.get(name), LiveTeacher)]
         if early:
             targets |= self._look_ahead({name: targets[name] for name in early}, methods)
-        self.module = TrainingStep(self.tapped, methods, targets, task, compile=compile)
+        self.module = TrainingStep(self.tapped, methods, targets, task, compile=compile, stop=stop)
         self.example = example
         self.study = study
         if study is not None:
@@ -284,7 +293,11 @@ class StageRun:
                 for m in methods
             )
 
-        self.loader = ahead = Ahead(self.loader, targets, wanted, self._world.device)
+        places = [self._world.device]
+        for live in (self.teachers[name] for name in targets):
+            if isinstance(live, LiveTeacher) and live.device is not None:
+                places.append(live.device)
+        self.loader = ahead = Ahead(self.loader, targets, wanted, places)
         return ahead.targets
 
     def train_mode(self) -> None:

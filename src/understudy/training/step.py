@@ -11,7 +11,8 @@ from understudy.data.batch import Batch
 from understudy.errors import StoreError, TrainingError
 from understudy.methods import Method, Step
 from understudy.models.outputs import Outputs
-from understudy.models.taps import Tapped
+from understudy.models.stopping import StoppedOutputs
+from understudy.models.taps import Stop, Tapped
 from understudy.tasks import Task
 from understudy.teachers.listening import heard
 
@@ -31,6 +32,7 @@ class TrainingStep(nn.Module):
             in no state dict and no optimiser.
         task: what a batch means.
         compile: whether to run the student through `torch.compile`.
+        stop: where the student's pass ends, as no method reads its logits; None for the end of the model.
     """
 
     def __init__(
@@ -41,10 +43,11 @@ class TrainingStep(nn.Module):
         task: Task,
         *,
         compile: bool = False,
+        stop: Stop | None = None,
     ) -> None:
         """Put the parts together."""
         super().__init__()
-        self.student = student
+        self.student, self.stop = student, stop
         self.methods = nn.ModuleList(methods)
         self._teachers, self._task = dict(teachers), task
         run = torch.compile(student) if compile else student
@@ -134,7 +137,10 @@ class TrainingStep(nn.Module):
         self._taken.clear()
 
     def _student_outputs(self, batch: Batch) -> Outputs:
-        return self._task.forward_tapped(self._run[0], batch, "student")
+        outputs = self._task.forward_tapped(self._run[0], batch, "student")
+        if self.stop is None:
+            return outputs
+        return StoppedOutputs("student", "reads_student_logits", self.stop, outputs.features)
 
 
 def _labels(methods: Sequence[Method]) -> list[str]:
