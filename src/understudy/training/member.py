@@ -6,23 +6,22 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from understudy.data.source import Split
 from understudy.errors import ModelError, TrainingError
-from understudy.evaluation import cost, geometry
+from understudy.evaluation import geometry
 from understudy.evaluation.assessment import Answers
 from understudy.evaluation.memory import PeakMemory
-from understudy.models import saved
 from understudy.models.model import Model, fingerprint
 from understudy.models.surgery import fold_heads, operate
 from understudy.teachers.stored import StoredModel
 from understudy.training.checkpoint import Checkpoints
 from understudy.training.choosing import selection_line
 from understudy.training.context import Context, Teachers
+from understudy.training.deliverable import cost_of, save_model
 from understudy.training.embedding import embeddings
 from understudy.training.fitting import Fitting, fit_lines
 from understudy.training.loop import Interrupted, train
@@ -33,8 +32,6 @@ from understudy.training.stage_run import Earlier, StageRun
 from understudy.training.writing import write_answers
 
 logger = logging.getLogger("understudy")
-LATENCY_SECONDS = 0.4
-"""Time spent on measuring a student's latency."""
 
 
 class Member:
@@ -273,14 +270,19 @@ class Member:
                 self._record("samples", samples=written.samples)
             folder = None
             if not student.extra.get("black_box"):
-                folder = self.save(student, {**folder_metadata, "metrics": metrics}, teacher)
+                folder = (
+                    self.directory.student(self.arm, self.seed)
+                    if teacher is None
+                    else self.directory.teacher(teacher)
+                )
+                save_model(self.context, student, folder, {**folder_metadata, "metrics": metrics})
             details = assessment.details(predictions, len(self.context.classes))
             self._record(
                 "result",
                 split="test",
                 metrics=metrics,
                 **(details if classifies else dict.fromkeys(details)),
-                cost=self._cost(student, folder),
+                cost={**cost_of(self.context, student, folder), **self._spent()},
             )
             self._record("member", state="finished")
             self.checkpoints.clear()
@@ -318,44 +320,9 @@ class Member:
         )
         self._record("member", state="finished")
 
-    def save(self, student: Model, metadata: dict[str, Any], teacher: str | None = None) -> Path:
-        """Write the trained model's folder and return it."""
-        source = self.context.experiment.data.source
-        folder = (
-            self.directory.student(self.arm, self.seed)
-            if teacher is None
-            else self.directory.teacher(teacher)
-        )
-        example = self.context.example(self.context.splits.test, {"student": student.preprocess})
-        inputs = example.inputs["student"]
-        shape = tuple(inputs.shape[1:]) if isinstance(inputs, torch.Tensor) else None
-        saved.save(
-            student,
-            folder,
-            classes=source.classes,
-            input_shape=shape,
-            kind=source.kind,
-            metadata=metadata,
-        )
-        return folder
-
-    def _cost(self, student: Model, folder: Path | None) -> dict[str, Any]:
-        test, encoders = self.context.splits.test, {"student": student.preprocess}
-
-        def inputs(size: int) -> Any:
-            positions = torch.arange(size) % len(test)
-            return self.context.example(test.subset(positions), encoders, size).inputs["student"]
-
+    def _spent(self) -> dict[str, Any]:
+        """Return what training took."""
         return {
-            "parameters": cost.parameters(student.module),
-            "flops": cost.flops(student.module, inputs(1)),
-            "bytes": cost.size_on_disk(folder) if folder is not None else None,
-            "latency_ms": cost.latency(
-                student.module,
-                inputs,
-                self.context.experiment.task.latency_sizes,
-                budget_seconds=LATENCY_SECONDS,
-            ),
             "train_seconds": self._seconds,
             "peak_memory_bytes": self._peak or None,
             "steps": self._total_steps,
