@@ -90,7 +90,7 @@ RULES: list[tuple[str, dict[str, object], bool]] = [
     ("adamw", {"weight_decay": 0.1, "maximize": True}, True),
     ("adagrad", {}, False),
 ]
-"""Optimiser, keywords, and whether a second parameter that comes late leaves it to the kernel alone."""
+"""Optimiser, keywords, and whether steps go straight to a kernel once every parameter has its state."""
 
 
 @pytest.mark.parametrize(("name", "keywords", "straight"), RULES)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 Tensors = list[torch.Tensor]
-Kernel = Callable[[Mapping[str, Any], Tensors, Tensors, Sequence[Tensors]], None]
+Kernel = Callable[[Mapping[str, Any], Tensors, Tensors, list[Tensors]], None]
 """Changes parameters by their gradients, and the columns of their state, as a group of an optimiser says."""
 
 
@@ -26,6 +26,9 @@ class FusedStep:
         """Choose the kernel."""
         self._optimizer = optimizer
         self._names, self._kernel = _KERNELS[type(optimizer)]
+        self._ready: list[tuple[dict[str, Any], Tensors, list[Tensors]]] | None = None
+        self._no_grad = torch.no_grad()
+        optimizer.register_load_state_dict_post_hook(self._look_again)
 
     @staticmethod
     def takes(optimizer: torch.optim.Optimizer) -> bool:
@@ -39,30 +42,48 @@ class FusedStep:
         )
 
     def __call__(self) -> bool:
-        """Take the step, or return False with nothing done: torch makes the state, and refuses sparse gradients."""
-        state = self._optimizer.state
-        work = []
-        for group in self._optimizer.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            gradients = [g for p in parameters if (g := p.grad) is not None]
-            names = () if group.get("momentum") == 0 else self._names
-            columns = [[state[p].get(name) for p in parameters] for name in names]
-            if (
-                not group["fused"]
-                or any(gradient.is_sparse for gradient in gradients)
-                or any(value is None for column in columns for value in column)
-            ):
+        """Take the step, or return False with nothing done, where only torch knows how.
+
+        It makes the state of what was never trained before, passes over what has no gradient, refuses sparse ones.
+        """
+        if self._ready is None:
+            self._ready = self._complete()
+            if self._ready is None:
                 return False
-            if parameters:
-                work.append((group, parameters, gradients, columns))
-        with torch.no_grad():
+        work = []
+        for group, parameters, columns in self._ready:
+            gradients = []
+            for parameter in parameters:
+                gradient = parameter.grad
+                if gradient is None or gradient.is_sparse:
+                    return False
+                gradients.append(gradient)
+            work.append((group, parameters, gradients, columns))
+        with self._no_grad:
             for group, parameters, gradients, columns in work:
                 self._kernel(group, parameters, gradients, columns)
         return True
 
+    def _complete(self) -> list[tuple[dict[str, Any], Tensors, list[Tensors]]] | None:
+        """Return each group with its parameters and the columns of their state, None where some of it is not there."""
+        state = self._optimizer.state
+        found = []
+        for group in self._optimizer.param_groups:
+            names = () if group.get("momentum") == 0 else self._names
+            columns = [[state[p].get(name) for p in group["params"]] for name in names]
+            missing = any(value is None for column in columns for value in column)
+            if missing or not group["fused"]:
+                return None
+            found.append((group, group["params"], columns))
+        return found
+
+    def _look_again(self, _optimizer: torch.optim.Optimizer) -> None:
+        """Forget the state: another was loaded."""
+        self._ready = None
+
 
 def _sgd(
-    group: Mapping[str, Any], parameters: Tensors, gradients: Tensors, columns: Sequence[Tensors]
+    group: Mapping[str, Any], parameters: Tensors, gradients: Tensors, columns: list[Tensors]
 ) -> None:
     torch._fused_sgd_(
         parameters,
@@ -79,7 +100,7 @@ def _sgd(
 
 
 def _adam(
-    group: Mapping[str, Any], parameters: Tensors, gradients: Tensors, columns: Sequence[Tensors]
+    group: Mapping[str, Any], parameters: Tensors, gradients: Tensors, columns: list[Tensors]
 ) -> None:
     averages, squares, steps = columns
     torch._foreach_add_(steps, 1)
