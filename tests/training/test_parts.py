@@ -15,6 +15,7 @@ from toy import experiment
 
 from understudy.errors import TrainingError, UnderstudyError, UnknownName
 from understudy.methods import KD, Ramp, Supervised
+from understudy.training.backward import backward
 from understudy.training.distribution import World
 from understudy.training.fused_step import FusedStep
 from understudy.training.optimizers import Optimizer, optimizer_classes, quick_step
@@ -151,6 +152,35 @@ def test_the_quick_step_heeds_whoever_listens() -> None:
     with torch.autograd.profiler.profile() as profile:
         step()
     assert any("Optimizer.step" in event.name for event in profile.function_events)
+
+
+def test_backward_is_that_of_torch() -> None:
+    found = []
+    for pass_back in (torch.Tensor.backward, backward):
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        for number, parameter in enumerate(model.parameters()):
+            nn.init.constant_(parameter, 0.1 * (number + 1))
+        for scale in (1.0, 2.0):
+            pass_back(scale * model(torch.arange(6.0).view(2, 3)).square().mean())
+        found.append([parameter.grad for parameter in model.parameters()])
+    assert all(map(torch.equal, *found))
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        backward(torch.tensor(1.0))
+
+
+def test_backward_leaves_subclasses_to_themselves() -> None:
+    class Own(torch.Tensor):
+        heard = False
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            cls.heard = cls.heard or func is torch.Tensor.backward
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    weight = nn.Parameter(torch.ones(2))
+    backward((weight * 3).sum().as_subclass(Own))
+    assert Own.heard
+    assert weight.grad is not None and weight.grad.tolist() == [3, 3]
 
 
 def test_warm_up_steps_and_ends() -> None:
