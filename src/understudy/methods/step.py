@@ -76,9 +76,10 @@ class Step:
     def teacher(self) -> Outputs:
         """The outputs of the teacher that the method listens to: of the only one where nothing else is said."""
         if self._teacher is None:
-            self._teacher = self._listened()
+            found = self._listened()
             if self.method is not None and self.method.standardised is not None:
-                self._teacher = self.method.standardised(self._teacher)
+                found = self.method.standardised(found)
+            self._teacher = found
         return self._teacher
 
     def _listened(self) -> Outputs:
