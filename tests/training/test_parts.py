@@ -15,7 +15,9 @@ from toy import experiment
 
 from understudy.errors import TrainingError, UnderstudyError, UnknownName
 from understudy.methods import KD, Ramp, Supervised
+from understudy.training.backward import backward
 from understudy.training.distribution import World
+from understudy.training.fused_step import FusedStep
 from understudy.training.optimizers import Optimizer, optimizer_classes, quick_step
 from understudy.training.plan import make_plan
 from understudy.training.precision import Precision, choose
@@ -79,21 +81,55 @@ def test_rates_are_those_of_lambda_lr_to_the_bit() -> None:
         reference.step()
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "adagrad"])
-def test_the_quick_step_is_the_step(name: str) -> None:
-    found = []
+RULES: list[tuple[str, dict[str, object], bool]] = [
+    ("sgd", {}, True),
+    ("sgd", {"momentum": 0.9, "weight_decay": 0.1}, True),
+    ("sgd", {"momentum": 0.9, "nesterov": True, "maximize": True}, True),
+    ("sgd", {"momentum": 0.9, "dampening": 0.5}, False),
+    ("adam", {"betas": (0.7, 0.9), "eps": 1e-3}, True),
+    ("adam", {"amsgrad": True}, False),
+    ("adamw", {"weight_decay": 0.1, "maximize": True}, True),
+    ("adagrad", {}, False),
+]
+"""Optimiser, keywords, and whether steps go straight to a kernel once every parameter has its state."""
+
+
+@pytest.mark.parametrize(("name", "keywords", "straight"), RULES)
+def test_the_quick_step_is_the_step(
+    name: str, keywords: dict[str, object], straight: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, taken = [], []
+    original = FusedStep.__call__
+    monkeypatch.setattr(
+        FusedStep, "__call__", lambda self: taken.append(original(self)) or taken[-1]
+    )
     for quick in (False, True):
-        parameters = [nn.Parameter(torch.arange(1.0, 4.0)) for _ in range(2)]
-        keywords = {"momentum": 0.9} if name == "sgd" else {}
-        optimizer = Optimizer(name, lr=0.1, **keywords).build(parameters)
+        parameters = [nn.Parameter(torch.arange(1.0, 4.0)) for _ in range(3)]
+        optimizer = Optimizer(name, lr=0.1, **keywords).build(parameters, parameters[2:])
         step = quick_step(optimizer) if quick else optimizer.step
-        for number in range(4):
-            # The second parameter comes late, which SGD's momentum has to be told.
-            for parameter in parameters[: 1 if number == 0 else 2]:
-                parameter.grad = parameter.detach().square() * 0.1
+        rate = Rate(optimizer, lambda number: 1 / (1 + number))
+        for number in range(8):
+            rate.set(number)
+            for position, parameter in enumerate(parameters):
+                # One comes late, which SGD's momentum has to be told, and then stays away for a step.
+                absent = position == 1 and number in (0, 4)
+                parameter.grad = None if absent else (parameter.detach() - number).square() * 0.1
+            if number == 6:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
             step()
-        found.append([parameter.detach() for parameter in parameters])
-    assert all(map(torch.equal, *found))
+        states = [state for p in parameters for state in optimizer.state[p].values()]
+        found.append([*(parameter.detach() for parameter in parameters), *states])
+    assert len(found[0]) == len(found[1]) and all(map(torch.equal, *found))
+    assert (True in taken) == straight
+
+
+def test_the_quick_step_leaves_sparse_gradients_to_torch() -> None:
+    table = nn.Embedding(4, 2, sparse=True)
+    for name, refusal in (("sgd", "sparse gradients"), ("adam", "sparse gradients")):
+        step = quick_step(Optimizer(name, lr=0.1).build(table.parameters()))
+        table(torch.tensor([1])).sum().backward()
+        with pytest.raises(RuntimeError, match=refusal):
+            step()
 
 
 def test_the_quick_step_heeds_whoever_listens() -> None:
@@ -116,6 +152,35 @@ def test_the_quick_step_heeds_whoever_listens() -> None:
     with torch.autograd.profiler.profile() as profile:
         step()
     assert any("Optimizer.step" in event.name for event in profile.function_events)
+
+
+def test_backward_is_that_of_torch() -> None:
+    found = []
+    for pass_back in (torch.Tensor.backward, backward):
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        for number, parameter in enumerate(model.parameters()):
+            nn.init.constant_(parameter, 0.1 * (number + 1))
+        for scale in (1.0, 2.0):
+            pass_back(scale * model(torch.arange(6.0).view(2, 3)).square().mean())
+        found.append([parameter.grad for parameter in model.parameters()])
+    assert all(map(torch.equal, *found))
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        backward(torch.tensor(1.0))
+
+
+def test_backward_leaves_subclasses_to_themselves() -> None:
+    class Own(torch.Tensor):
+        heard = False
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            cls.heard = cls.heard or func is torch.Tensor.backward
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    weight = nn.Parameter(torch.ones(2))
+    backward((weight * 3).sum().as_subclass(Own))
+    assert Own.heard
+    assert weight.grad is not None and weight.grad.tolist() == [3, 3]
 
 
 def test_warm_up_steps_and_ends() -> None:

@@ -128,7 +128,7 @@ class TrainingLoader:
 
     def _wants(self, steps: range) -> Iterator[_Want]:
         pieces = [piece for step in steps for piece in self._pieces(*self.order.batch(step))]
-        sizes = [len(own) for own, _ in pieces]
+        sizes = [own.numel() for own, _ in pieces]
         own, passes = (torch.cat(column) for column in zip(*pieces, strict=True))
         columns = [own, self._views.number(passes), self._split.ids.index_select(0, own)]
         if self._any_labelled:

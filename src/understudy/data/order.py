@@ -149,7 +149,7 @@ class SampleOrder:
         """
         if step < 0:
             raise UnderstudyError(f"There is no step {step}.")
-        count = len(self.population)
+        count = self.population.numel()
         if self._continuous:
             first = step * self.batch_size
             last = first + self.batch_size

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,6 +49,8 @@ class Step:
         self.method: Method | None = None
         self.noted: dict[str, torch.Tensor] = {}
         self._student = _Once(student)
+        self._teacher: Outputs | None = None
+        self._several = len(teachers) > 1
         self._heard: dict[Method, Step] = {}
 
     def heard_by(self, method: Method) -> Step:
@@ -57,13 +58,12 @@ class Step:
 
         With one teacher, whose features are read as they are, that is the step itself.
         """
-        if method.hears is None and method.standardised is None and len(self.teachers) < 2:
+        if method.hears is None and method.standardised is None and not self._several:
             return self
         if method not in self._heard:
             view = copy.copy(self)
             # The view must not lead back to this step: a circle would keep activations until it is looked for.
-            view.method, view._heard = method, {}
-            view.__dict__.pop("teacher", None)
+            view.method, view._heard, view._teacher = method, {}, None
             self._heard[method] = view
         return self._heard[method]
 
@@ -72,14 +72,15 @@ class Step:
         """The student's outputs for the batch."""
         return self._student(self.batch)
 
-    @cached_property
+    @property
     def teacher(self) -> Outputs:
         """The outputs of the teacher that the method listens to: of the only one where nothing else is said."""
-        found = self._listened()
-        if self.method is None or self.method.standardised is None:
-            return found
-        standardised: Outputs = self.method.standardised(found)
-        return standardised
+        if self._teacher is None:
+            found = self._listened()
+            if self.method is not None and self.method.standardised is not None:
+                found = self.method.standardised(found)
+            self._teacher = found
+        return self._teacher
 
     def _listened(self) -> Outputs:
         hears = None if self.method is None else self.method.hears

@@ -136,6 +136,7 @@ def logits_of(raw: Any) -> torch.Tensor:
 
 def call(module: torch.nn.Module | Any, inputs: Any) -> Any:
     """Call `module` on what a batch holds for it: keywords for a mapping, one argument otherwise."""
-    if isinstance(inputs, Mapping):
-        return module(**inputs)
-    return module(inputs)
+    # A tensor first: whether something is a mapping takes longer to find out.
+    if isinstance(inputs, torch.Tensor) or not isinstance(inputs, Mapping):
+        return module(inputs)
+    return module(**inputs)

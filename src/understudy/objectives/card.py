@@ -112,6 +112,8 @@ def without_autocast(function: Callable[P, torch.Tensor]) -> Callable[P, torch.T
 
     @functools.wraps(function)
     def kept_out(*args: P.args, **kwargs: P.kwargs) -> torch.Tensor:
+        if not torch._C._is_any_autocast_enabled():
+            return function(*args, **kwargs)
         device = _autocast_on((*args, *kwargs.values()))
         if device is None:
             return function(*args, **kwargs)

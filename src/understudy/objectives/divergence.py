@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 
 from understudy.objectives.reduction import in_float, same_shape
 
@@ -75,8 +74,8 @@ def log_probabilities(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log softmax(student / T) and log softmax(teacher / T)."""
     return (
-        F.log_softmax(soften(student, temperature), dim=-1),
-        F.log_softmax(soften(teacher, temperature), dim=-1),
+        soften(student, temperature).log_softmax(dim=-1),
+        soften(teacher, temperature).log_softmax(dim=-1),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from understudy.errors import TrainingError
+from understudy.training.backward import backward
 from understudy.training.recorder import Recorder
 from understudy.training.stage_run import StageRun
 
@@ -47,7 +48,7 @@ def train(
             with context:
                 with run.precision.context():
                     loss, found = run.ddp(part, run.progress, shares)
-                loss.backward()
+                backward(loss)
             for name, value in {**found, "loss": loss.detach()}.items():
                 terms[name] = terms[name] + value if name in terms else value
         norm = run.clip()

@@ -12,6 +12,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from understudy.errors import UnderstudyError, UnknownName, suggestion, unknown_name
 from understudy.registry import import_entry
+from understudy.training.fused_step import FusedStep
 
 
 def optimizer_classes() -> dict[str, type[torch.optim.Optimizer]]:
@@ -122,16 +123,18 @@ class _StartMomentum:
         )
 
 
-def quick_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
+def quick_step(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     """Return what takes the optimiser's step without what PyTorch puts around it: a profiler's mark, and hooks.
 
-    The mark costs more than the step of a small model. Where anybody listens, a profiler or a hook, it is set.
+    The mark costs more than the step of a small model. Where anybody listens, a profiler or a hook, it is set. Fused
+    optimisers go straight to their kernel once torch's own step has made their state (see `FusedStep`).
     """
     framed = type(optimizer).step
     bare = getattr(framed, "__wrapped__", None) if getattr(framed, "hooked", False) else None
     own = optimizer._optimizer_step_pre_hooks
+    fused = FusedStep(optimizer) if FusedStep.takes(optimizer) else None
 
-    def step() -> object:
+    def step() -> None:
         heard = (
             optimizer._optimizer_step_post_hooks
             or torch_optimizer._global_optimizer_pre_hooks
@@ -140,7 +143,10 @@ def quick_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
             or torch._C._autograd._profiler_enabled()
             or not all(isinstance(hook, _StartMomentum) and hook.over for hook in own.values())
         )
-        return optimizer.step() if bare is None or heard else bare(optimizer)
+        if bare is None or heard:
+            optimizer.step()
+        elif fused is None or not fused():
+            bare(optimizer)
 
     return step
 

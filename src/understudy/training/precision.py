@@ -14,6 +14,9 @@ REQUIRED_GAIN = 0.9
 """A faster mode is taken when it needs at most this share of the float32 time: less is within the noise of a probe."""
 
 
+_NOTHING = nullcontext()
+
+
 @dataclass(frozen=True)
 class Precision:
     """How models run.
@@ -31,7 +34,7 @@ class Precision:
     def context(self) -> AbstractContextManager[object]:
         """Return the context that forward passes run in."""
         if self.dtype == "float32":
-            return nullcontext()
+            return _NOTHING
         return torch.autocast(self.device, dtype=torch.bfloat16)
 
     def __str__(self) -> str:

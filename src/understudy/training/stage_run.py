@@ -191,6 +191,7 @@ class StageRun:
             targets |= self._look_ahead({name: targets[name] for name in early}, methods)
         self.module = TrainingStep(self.tapped, methods, targets, task, compile=compile, stop=stop)
         self.example = example
+        self._reads_tokens = isinstance(example.inputs["student"], Tokens)
         self.study = study
         if study is not None:
             self._fit(study, seed)
@@ -257,7 +258,8 @@ class StageRun:
         all ranks, so that the parts'
         gradients sum to the whole batch's. Gradients are exchanged between ranks in the last part only.
         """
-        self.tokens += sum(tokens_read(part) for part in parts)
+        if self._reads_tokens:
+            self.tokens += sum(tokens_read(part) for part in parts)
         if len(parts) == 1 and self._world.size == 1:
             yield parts[0], None, nullcontext()
             return
