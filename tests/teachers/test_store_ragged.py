@@ -25,8 +25,7 @@ from understudy.teachers.store.manifest import (
     Part,
     read_manifest,
 )
-from understudy.teachers.store.ragged import concatenated, offsets_of, ragged_shards
-from understudy.teachers.store.reader import COUNTS
+from understudy.teachers.store.ragged import COUNTS, concatenated, offsets_of, ragged_shards
 from understudy.teachers.store.stored_head import HEAD, head_bytes, head_facts, read_head
 from understudy.teachers.store.token_scores import TokenScores
 from understudy.teachers.store.writer import Writer
