@@ -142,17 +142,15 @@ def throughput(options: Options) -> Row:
             made = _made(codec, count)
             written = write(place, codec, count, made)
             store = Store(place)
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).split(256)
+            order = _order(count, 256)
             target = np.empty_like(made)
             actions: dict[str, Callable[[], object]] = {
-                "read": lambda s=store, o=order: [
-                    s.lookup(ids, torch.zeros_like(ids)) for ids in o
-                ],
+                "read": lambda s=store, o=order: [s.lookup(*pair) for pair in o],
                 "read and restore": lambda s=store, o=order: [
-                    s.outputs(s.lookup(ids, torch.zeros_like(ids))) for ids in o
+                    s.outputs(s.lookup(*pair)) for pair in o
                 ],
                 "numpy gather": lambda m=made, o=order: [
-                    np.take(m, ids.numpy(), axis=0) for ids in o
+                    np.take(m, ids.numpy(), axis=0) for ids, _ in o
                 ],
                 "memcpy": lambda m=made, t=target: np.copyto(t, m),
                 "verify": store.check_files,
@@ -181,6 +179,12 @@ def throughput(options: Options) -> Row:
         "them, which happens on the student's device."
     )
     return row
+
+
+def _order(count: int, batch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return ids of all samples and views, shuffled, in batches."""
+    ids = torch.randperm(count, generator=torch.Generator().manual_seed(0)).split(batch)
+    return [(own, torch.zeros_like(own)) for own in ids]
 
 
 def _repeated(action: Callable[[], object]) -> Run:

@@ -49,14 +49,15 @@ class RaggedRows(Rows):
     ) -> dict[str, torch.Tensor]:
         """Return columns of documents as `Rows.lookup` does, a row for every predicted token, and `COUNTS`."""
         found = {COUNTS: torch.from_numpy(self.counts(ids.numpy(), views.numpy()))}
-        rows = torch.from_numpy(self.rows(ids.numpy(), views.numpy()))
-        for column in columns:
-            found |= self.read(column, rows)
-        return found
+        return found | self.read(columns, torch.from_numpy(self.rows(ids.numpy(), views.numpy())))
 
-    def read(self, column: str, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return rows of a column in the order asked for."""
-        return named(column, self.codec(column).columns(self._gathered(column, rows.numpy())))
+    def read(self, columns: Iterable[str], rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return rows (int64 [B]) of columns in the order asked for."""
+        found: dict[str, torch.Tensor] = {}
+        for column in columns:
+            records = self._gathered(column, rows.numpy())
+            found |= named(column, self.codec(column).columns(records))
+        return found
 
     def _shards(self, column: str) -> list[np.ndarray]:
         """Return a column's shards, memory-mapped; or, where it fits into memory, one opened array."""

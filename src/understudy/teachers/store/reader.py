@@ -173,7 +173,9 @@ class Store:
         Raises:
             StoreError: an id, a view or a tap is not there; names it.
         """
-        columns = [self.answers, *map(tap_column, taps)]
+        columns = [self.answers]
+        for tap in taps:
+            columns.append(tap_column(tap))
         return self._parts[TRAIN].lookup(ids, views, columns)
 
     def first(self, tap: str, count: int) -> torch.Tensor:

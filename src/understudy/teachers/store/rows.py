@@ -76,6 +76,11 @@ class Rows:
         first, last = int(self.ids[0]), int(self.ids[-1])
         return first if last - first + 1 == len(self.ids) else None
 
+    @cached_property
+    def _shift(self) -> int | None:
+        """The first id, when the row of an id in its only view is what it is beyond that; None otherwise."""
+        return self._dense_from if self._part.views == 1 else None
+
     def holds(self, ids: np.ndarray) -> bool:
         """Tell whether all of these samples are there."""
         found = np.searchsorted(self.ids, ids)
@@ -127,43 +132,41 @@ class Rows:
         Raises:
             StoreError: an id, a view or a column is not there; names it.
         """
-        if (
-            self._part.views == 1
-            and self._dense_from is not None
-            and not np.count_nonzero(views.numpy())
-        ):
-            # Ids are rows but for a shift, and what reads the rows looks at each of them: a look here would cost a
-            # third of a small batch. One that is not there is named below.
-            rows = ids - self._dense_from if self._dense_from else ids
-        else:
+        shift = self._shift
+        if shift is None or np.count_nonzero(views.numpy()):
             rows = torch.from_numpy(self.rows(ids.numpy(), views.numpy()))
-        found: dict[str, torch.Tensor] = {}
+        else:
+            # Whoever selects rows looks at each of them: a look here as well would cost a third of a small batch.
+            rows = ids - shift if shift else ids
         try:
-            for column in columns:
-                found |= self.read(column, rows)
+            return self.read(columns, rows)
         except IndexError:
-            self.positions(ids.numpy())
+            self.positions(ids.numpy())  # names what is not there
             raise
-        return found
 
-    def read(self, column: str, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return rows (int64 [B]) of a column in the order asked for: "COLUMN/PART" -> tensor on the CPU.
+    def read(self, columns: Iterable[str], rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return rows (int64 [B]) of columns in the order asked for: "COLUMN/PART" -> tensor on the CPU.
 
         Raises:
             StoreError: there is no such column.
             IndexError: a row is not there.
         """
-        resident = self._resident.get(column)
-        if resident is None:
-            if not self._fits(column):
-                codec = self.codec(column)
-                return named(column, codec.columns(self._gathered(column, rows.numpy())))
-            resident = self._resident[column] = self._opened(column)
-        return {name: whole.index_select(0, rows) for name, whole in resident.items()}
+        found: dict[str, torch.Tensor] = {}
+        for column in columns:
+            if column not in self._resident:
+                if not self._fits(column):
+                    codec = self.codec(column)
+                    records = self._gathered(column, rows.numpy())
+                    found |= named(column, codec.columns(records))
+                    continue
+                self._resident[column] = self._opened(column)
+            for name, whole in self._resident[column].items():
+                found[name] = whole.index_select(0, rows)
+        return found
 
     def restored(self, column: str, rows: np.ndarray) -> torch.Tensor | TopK:
         """Return the numbers in rows (int64 [B]) of a column."""
-        found = self.read(column, torch.from_numpy(rows))
+        found = self.read([column], torch.from_numpy(rows))
         return self.codec(column).restore(
             {name.removeprefix(f"{column}/"): tensor for name, tensor in found.items()}
         )
