@@ -10,8 +10,8 @@ import torch
 
 from understudy.teachers.store.packing import unpack
 
-AT_ONCE = 2**16
-"""Records whose ids are unpacked at once: in between they need ten times their place."""
+AT_ONCE = 2**12
+"""Records whose ids are unpacked at once: in between they need ten times their place, and fit into a cache."""
 _TORCH = {
     "float32": torch.float32,
     "float16": torch.float16,
