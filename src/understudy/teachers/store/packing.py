@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from understudy.errors import StoreError
@@ -51,12 +53,12 @@ def unpack(packed: np.ndarray, count: int, classes: int) -> np.ndarray:
     places -= np.arange(0, rows * upper, upper)[:, None]
     if (places[:, :1] < 0).any() or (places[:, -1:] >= upper).any():
         raise _damaged(count)
-    ids = places.astype(np.int32 if classes <= 2**31 else np.int64)
+    ids: np.ndarray[Any, Any] = places.astype(np.int32 if classes <= 2**31 else np.int64)
     ids -= np.arange(count, dtype=ids.dtype)
     # Bit after bit, from the highest: there are few, and all rows are shifted at once.
     for lower in np.moveaxis(bits[:, upper:].reshape(rows, count, low), 2, 0)[::-1]:
-        ids <<= 1
-        ids |= lower
+        np.left_shift(ids, 1, out=ids)
+        np.bitwise_or(ids, lower, out=ids)
     return ids
 
 

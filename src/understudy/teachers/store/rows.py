@@ -14,7 +14,14 @@ from understudy.errors import StoreError, suggestion
 from understudy.models.outputs import TopK
 from understudy.teachers.store.codecs import record_bytes
 from understudy.teachers.store.files import Files, mapped
-from understudy.teachers.store.manifest import Column, Manifest, Shard, file_of, tap_column
+from understudy.teachers.store.manifest import (
+    Column,
+    Manifest,
+    Shard,
+    file_of,
+    read_ids,
+    tap_column,
+)
 
 RESIDENT_BYTES = 512 * 2**20
 """A column of up to this size is read into memory and opened once, after which a batch is one look-up of rows."""
@@ -68,7 +75,7 @@ class Rows:
     @cached_property
     def ids(self) -> np.ndarray:
         """All ids, sorted: int64 [samples]."""
-        return np.concatenate([self._load(shard, "ids") for shard in self._part.shards])
+        return np.concatenate([read_ids(self._files, shard) for shard in self._part.shards])
 
     @cached_property
     def _dense_from(self) -> int | None:
