@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -159,7 +159,7 @@ class Store:
         self._parts[TRAIN].positions(ids.numpy())
 
     def lookup(
-        self, ids: torch.Tensor, views: torch.Tensor, taps: Iterable[str] = ()
+        self, ids: torch.Tensor, views: torch.Tensor, taps: Collection[str] = ()
     ) -> dict[str, torch.Tensor]:
         """Return what is stored for samples, as tensors on the CPU that `outputs` understands.
 
@@ -173,9 +173,7 @@ class Store:
         Raises:
             StoreError: an id, a view or a tap is not there; names it.
         """
-        columns = [self.answers]
-        for tap in taps:
-            columns.append(tap_column(tap))
+        columns = [self.answers, *map(tap_column, taps)] if taps else (self.answers,)
         return self._parts[TRAIN].lookup(ids, views, columns)
 
     def first(self, tap: str, count: int) -> torch.Tensor:
