@@ -76,7 +76,7 @@ def test_forms_of_a_store_show_what_their_size_costs(results: dict[str, Any]) ->
     # 47, 33 and 25 bytes of a row, its id, and the share of the heads of few files.
     assert usual["files"] - small["files"] == pytest.approx(14, abs=0.2)
     assert small["files"] - smallest["files"] == pytest.approx(8, abs=0.2)
-    assert all(0 < form["read"] and form["files"] <= form["blocks"] for form in (usual, small))
+    assert all(form["read"] > 0 and form["files"] <= form["blocks"] for form in (usual, small))
     errors = row["details"]["gradient_errors"]
     assert errors.pop("teacher").startswith("made logits")
     usual, small, smallest = errors.values()
