@@ -7,6 +7,9 @@ the distillation loss in the student's logits is compared with the one that all 
 `top_k_gradient.py` explains. Three students: a `kd:resnet20` that was trained for some batches of the training images
 (without a teacher, without augmentation; its accuracy is printed), the teacher with normal noise of deviation 0.7 on
 its logits (late in training), and one whose logits are normal noise of deviation 0.1 (the beginning).
+
+A second table has the same error for what a store gives back, in several forms, with the bytes of a row that has the
+tail at two temperatures.
 """
 
 from __future__ import annotations
@@ -21,14 +24,23 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from top_k_gradient import exact_gradient, gradients
+from top_k_gradient import exact_gradient, gradients, stored_error
 from understudy.models.build import build
 from understudy.models.model import Model
+from understudy.teachers.store.codecs import Sparse, record_bytes
 
 MEAN, DEVIATION = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 CLASSES = 100
 KEPT = (5, 8, 16, 32, 64)
 TEMPERATURES = (1.0, 2.0, 4.0)
+FORMS = (
+    (16, "float32"),
+    (16, "float16"),
+    (16, "int8"),
+    (12, "int8"),
+    (10, "int8"),
+    (8, "int8"),
+)
 WAYS = ("tail", "renormalised", "zero", "uniform")
 
 
@@ -99,8 +111,21 @@ def rows(
             print(f"| {title} | {temperature:g} | {k} | {mass:.3f} | {cells} |", flush=True)
 
 
+def form_rows(students: dict[str, torch.Tensor], teacher: torch.Tensor) -> None:
+    """Print the rows of the forms of a store: the error for each student and temperature."""
+    cases = [(name, temperature) for name in students for temperature in TEMPERATURES]
+    print("\n| k | dtype | bytes | " + " | ".join(f"{name}, T = {t:g}" for name, t in cases) + " |")
+    print("|---:|---|---:" + "|---:" * len(cases) + "|")
+    for k, dtype in FORMS:
+        size = record_bytes(Sparse(CLASSES, k, dtype, (1.0, 4.0)))
+        codec = Sparse(CLASSES, k, dtype, TEMPERATURES)
+        errors = [stored_error(students[name], teacher, codec, t) for name, t in cases]
+        cells = " | ".join(f"{error:.3g}" for error in errors)
+        print(f"| {k} | {dtype} | {size} | {cells} |", flush=True)
+
+
 def main() -> None:
-    """Print a table in Markdown."""
+    """Print two tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with CIFAR-100 in Parquet")
     parser.add_argument("--weights", required=True, help="weights of a kd:resnet56")
@@ -123,9 +148,14 @@ def main() -> None:
     print(
         f"\n| student | T | k | mass kept | {' | '.join(WAYS)} |\n|---|---:|---:|---:|---:|---:|---:|---:|"
     )
-    rows("kd:resnet20", teacher, trained)
-    rows("teacher and noise", teacher, teacher + 0.7 * noise)
-    rows("knows nothing", teacher, 0.1 * noise)
+    students = {
+        "kd:resnet20": trained,
+        "teacher and noise": teacher + 0.7 * noise,
+        "knows nothing": 0.1 * noise,
+    }
+    for name, student in students.items():
+        rows(name, teacher, student)
+    form_rows(students, teacher)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ CASES: dict[str, Dense | Sparse] = {
     "1000 logits, float32": Dense((1000,), "float32"),
     "1000 logits, float16": Dense((1000,), "float16"),
     "16 of 1000, float16": Sparse(1000, 16, "float16", (1.0, 4.0)),
+    "16 of 1000, int8": Sparse(1000, 16, "int8", (1.0, 4.0)),
     "768 features, float32": Dense((768,), "float32"),
     "768 features, int8": Dense((768,), "int8"),
 }
@@ -58,6 +59,14 @@ def write(place: Path, codec: Dense | Sparse, samples: int, made: np.ndarray) ->
         writer.write(shard, own, {LOGITS: made[own]}, {})
     writer.complete()
     return time.perf_counter() - begin
+
+
+def made_rows(codec: Dense | Sparse, count: int) -> np.ndarray:
+    """Return `count` encoded records of random contents, which repeat."""
+    width = codec.classes if isinstance(codec, Sparse) else codec.shape[0]
+    few = torch.randn(min(count, 4096), width, generator=torch.Generator().manual_seed(0)) * 3
+    rows = codec.encode(few)[0]
+    return np.tile(rows, (-(-count // len(rows)),) + (1,) * len(codec.row_shape))[:count]
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -86,7 +95,7 @@ def main() -> None:
     given = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(given.samples, generator=generator)
-    batches = order.split(given.batch)
+    batches = [(ids, torch.zeros_like(ids)) for ids in order.split(given.batch)]
     print(f"{given.samples} samples, batches of {given.batch}, {torch.get_num_threads()} threads")
     print(
         f"{'contents':<24}{'bytes':>7}{'write MB/s':>12}{'read rows/s':>13}{'read MB/s':>11}"
@@ -94,12 +103,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         for number, (title, codec) in enumerate(CASES.items()):
-            width = codec.classes if isinstance(codec, Sparse) else codec.shape[0]
-            few = torch.randn(4096, width, generator=generator) * 3
-            made = np.tile(
-                codec.encode(few)[0], (-(-given.samples // 4096),) + (1,) * len(codec.row_shape)
-            )
-            made = made[: given.samples]
+            made = made_rows(codec, given.samples)
             place = Path(name) / str(number)
             size = record_bytes(codec) * given.samples / 1e6
             written = write(place, codec, given.samples, made)
@@ -107,8 +111,8 @@ def main() -> None:
             target = np.empty_like(made)
             measured: dict[str, list[float]] = {"read": [], "gather": [], "copy": [], "check": []}
             actions: dict[str, Callable[[], object]] = {
-                "read": lambda s=store: [s.lookup(ids, torch.zeros_like(ids)) for ids in batches],
-                "gather": lambda m=made: [np.take(m, ids.numpy(), axis=0) for ids in batches],
+                "read": lambda s=store: [s.lookup(*pair) for pair in batches],
+                "gather": lambda m=made: [np.take(m, ids.numpy(), axis=0) for ids, _ in batches],
                 "copy": lambda m=made, t=target: np.copyto(t, m),
                 "check": store.check_files,
             }

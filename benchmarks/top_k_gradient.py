@@ -23,7 +23,8 @@ import argparse
 import torch
 
 from understudy import objectives
-from understudy.teachers.store.codecs import top_k_of
+from understudy.models.outputs import TopK
+from understudy.teachers.store.codecs import Sparse, top_k_of
 
 KEPT = (1, 2, 5, 10, 16, 32, 64)
 TEMPERATURES = (1.0, 4.0)
@@ -44,17 +45,8 @@ def gradients(
     student: torch.Tensor, teacher: torch.Tensor, k: int, temperature: float
 ) -> dict[str, torch.Tensor]:
     """Return way -> gradient of the summed loss in the student's logits."""
-    student = student.clone().requires_grad_()
     found = top_k_of(teacher, k, (temperature,))
-    loss = objectives.kd_top_k(
-        student,
-        found.values.double(),
-        found.indices,
-        found.tail(temperature).double(),
-        temperature=temperature,
-        reduction="sum",
-    )
-    (tail,) = torch.autograd.grad(loss, student)
+    tail = tail_gradient(student, found, temperature)
     # The others have no normalised target, or none of k + 1 classes; their gradient is T (sum(p) q - p).
     p = (teacher / temperature).softmax(-1)
     q = (student.detach() / temperature).softmax(-1)
@@ -66,6 +58,29 @@ def gradients(
         way: temperature * (target.sum(-1, keepdim=True) * q - target)
         for way, target in targets.items()
     }
+
+
+def tail_gradient(student: torch.Tensor, found: TopK, temperature: float) -> torch.Tensor:
+    """Return the gradient of the summed loss from k classes and one for the rest."""
+    student = student.clone().requires_grad_()
+    loss = objectives.kd_top_k(
+        student,
+        found.values.double(),
+        found.indices,
+        found.tail(temperature).double(),
+        temperature=temperature,
+        reduction="sum",
+    )
+    return torch.autograd.grad(loss, student)[0]
+
+
+def stored_error(
+    student: torch.Tensor, teacher: torch.Tensor, codec: Sparse, temperature: float
+) -> float:
+    """Return the error of the gradient from what a store gives back of the teacher."""
+    exact = exact_gradient(student, teacher, temperature)
+    found = codec.restore(codec.columns(codec.encode(teacher)[0]))
+    return float((tail_gradient(student, found, temperature) - exact).norm() / exact.norm())
 
 
 def exact_gradient(

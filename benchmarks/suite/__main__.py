@@ -44,8 +44,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", default=",".join(ROWS), help="which rows, by name (all)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
     parser.add_argument("--torchdistill", help="folder that holds the unpacked package")
-    parser.add_argument("--data", help="folder of CIFAR-100 in hub layout, for C10")
-    parser.add_argument("--teacher", help="safetensors of kd:resnet56 on CIFAR-100, for C10")
+    parser.add_argument(
+        "--data",
+        help="folder of CIFAR-100 in hub layout, for C10, and for the error of gradients in C4",
+    )
+    parser.add_argument("--teacher", help="safetensors of kd:resnet56 on CIFAR-100, for the same")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each contender of C10 (60)")
     parser.add_argument("--seeds", type=int, default=1, help="of C10 (1)")
     parser.add_argument("--output", type=Path, help="write everything measured to this JSON file")

@@ -12,7 +12,7 @@ class Options:
     Attributes:
         quick: tiny sizes, to see that everything runs.
         peer: why torchdistill takes no part, None when it does.
-        data: folder of CIFAR-100 for the accuracy row.
+        data: folder of CIFAR-100 for the accuracy row, and for the error of gradients from a store.
         teacher: safetensors of its teacher.
         seconds: training time of each contender there.
         seeds: how many seeds there.

@@ -11,7 +11,7 @@ from torch import nn
 
 from understudy.data.batch import Batch
 from understudy.teachers.ahead import Steps
-from understudy.teachers.store.settings import StoreSettings
+from understudy.teachers.store.settings import Dtype, StoreSettings
 from understudy.teachers.stored import StoredModel
 from understudy.training.context import Context
 from understudy.training.distribution import join_world
@@ -47,11 +47,13 @@ class Portions:
         self.loader.close()
 
 
-def experiment(task: Task, store: Path | None = None, ahead: bool = False) -> Experiment:
-    """Return the task as an experiment; with `store` its teacher's 16 largest logits are kept there."""
+def experiment(
+    task: Task, store: Path | None = None, ahead: bool = False, dtype: Dtype = "float32"
+) -> Experiment:
+    """Return the task as an experiment; with `store` its teacher's 16 largest logits are kept there as `dtype`."""
     settings = None
     if store is not None:
-        settings = StoreSettings(path=str(store), top_k=16, temperatures=(4.0,))
+        settings = StoreSettings(path=str(store), top_k=16, dtype=dtype, temperatures=(4.0,))
     teacher = copy_of(task.teacher)
     return Experiment(
         "benchmark",

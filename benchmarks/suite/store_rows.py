@@ -5,11 +5,12 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.store import write
+from benchmarks.store import made_rows, write
 from benchmarks.suite.cache import Cache, sizes
 from benchmarks.suite.options import Options
 from benchmarks.suite.ours import Ours, experiment
@@ -18,19 +19,29 @@ from benchmarks.suite.plain import Plain
 from benchmarks.suite.rounds import Run, measure
 from benchmarks.suite.row import Goal, Row
 from benchmarks.suite.step_rows import FLOAT, OURS, PEER, PLAIN
-from benchmarks.suite.task import Task, image_pair
+from benchmarks.suite.store_forms import (
+    SMALL,
+    SMALLEST,
+    USUAL,
+    Form,
+    Reading,
+    gradient_errors,
+    measured,
+    shuffled,
+    teacher_logits,
+)
+from benchmarks.suite.task import image_pair
 
 from understudy.teachers.store import Store
 from understudy.teachers.store.codecs import Dense, Sparse
 from understudy.training.labelling import label
 
 EPOCHS = 10
-KEPT, CLASSES = 16, 100
 
 
 def epochs(options: Options) -> Row:
-    """C4: ten epochs of C2 from a store of the 16 largest of 100 logits."""
-    row = Row("C4", f"C2 from a store of the top {KEPT}, {EPOCHS} epochs", "ms / step")
+    """C4: ten epochs of C2 from a store of the 16 largest of 100 logits in int8."""
+    row = Row("C4", f"C2 from a store of the {SMALL}, {EPOCHS} epochs", "ms / step")
     pair = ("resnet8", "resnet14") if options.quick else ("resnet8x4", "resnet32x4")
     batch = options.pick(64, 8)
     samples = options.pick(256, 32)
@@ -39,7 +50,7 @@ def epochs(options: Options) -> Row:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name) / "store"
         begin = time.perf_counter()
-        label(experiment(task, place))
+        label(experiment(task, place, dtype="int8"))
         build = (time.perf_counter() - begin) * samples / len(task.source.train)
         ours, plain, floor = (
             Ours(task, FLOAT, store=place),
@@ -72,57 +83,74 @@ def epochs(options: Options) -> Row:
             f"{EPOCHS} epochs of {samples} samples, reckoned from the steps; the build took {build:.2f} s."
         )
         ours.close()
+        readings = _measure_forms(row, Path(name) / "forms", batch, options)
         if peer is not None:
-            _compare_files(row, cache, samples, Path(name) / "large", task, options)
+            _compare_files(row, readings, cache, samples)
         else:
             row.notes.append(f"Without torchdistill: {options.peer}.")
     return row
 
 
-def _compare_files(
-    row: Row, cache: Cache, samples: int, place: Path, task: Task, options: Options
-) -> None:
-    """Compare size and reading time of a sample in a store and in torchdistill's cache."""
+def _measure_forms(row: Row, folder: Path, batch: int, options: Options) -> dict[Form, Reading]:
+    """Measure what a sample takes in forms of a store and how fast it is read, and say what they cost the gradient."""
     count = options.pick(50_000, 500)
-    codec = Sparse(CLASSES, KEPT, "float16", (1.0, 4.0))
-    write(place, codec, count, _made(codec, count))
-    theirs = [value / samples for value in sizes(cache.folder)]
-    own = [value / count for value in sizes(place)]
-    store = Store(place)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).split(task.batch)
-    begin = time.perf_counter()
-    for ids in order:
-        store.lookup(ids, torch.zeros_like(ids))
-    read = (time.perf_counter() - begin) / count
-    begin = time.perf_counter()
-    for ids in order:
-        store.outputs(store.lookup(ids, torch.zeros_like(ids)))
-    restored = (time.perf_counter() - begin) / count
-    store.close()
+    readings = {
+        form: measured(form, folder / form.dtype / str(form.k), count, batch, EPOCHS)
+        for form in (USUAL, SMALL, SMALLEST)
+    }
+    name, logits = teacher_logits(options)
+    errors = {form: gradient_errors(form, logits) for form in readings}
+    row.details |= {
+        "forms": {str(form): asdict(each) for form, each in readings.items()},
+        "gradient_errors": {"teacher": name} | {str(form): found for form, found in errors.items()},
+    }
+    sizes = "; ".join(
+        f"{form} {each.files:.1f} and {each.blocks:.1f}" for form, each in readings.items()
+    )
+    each = readings[SMALL]
+    row.notes += [
+        f"Bytes a sample in files and in blocks of the disk, {count} samples: {sizes}.",
+        f"Error of the gradient against that of all logits, {name}; students and temperatures: "
+        f"{'; '.join(errors[SMALL])}. "
+        + " ".join(
+            f"{form}: {', '.join(f'{error:.3f}' for error in found.values())}."
+            for form, found in errors.items()
+        ),
+        f"A read ({SMALL}) takes {1e6 * each.read:.2f} us in batches of {batch}, as a mean over {EPOCHS} epochs from "
+        f"when the store is opened ({1e6 * each.first:.2f} us in the first, {1e6 * each.restored:.2f} us with the "
+        "numbers restored to float32).",
+    ]
+    return readings
+
+
+def _compare_files(row: Row, readings: dict[Form, Reading], cache: Cache, samples: int) -> None:
+    """Compare size and reading time of a sample in forms of a store and in torchdistill's cache."""
+    files, blocks = (value / samples for value in sizes(cache.folder))
     begin = time.perf_counter()
     for number in range(samples):
         cache.data[number]
-    their_read = (time.perf_counter() - begin) / samples
-    smaller, on_disk, faster = theirs[0] / own[0], theirs[1] / own[1], their_read / read
-    row.details |= {
-        "bytes_per_sample": {OURS: own[0], PEER: theirs[0]},
-        "disk_bytes_per_sample": {OURS: own[1], PEER: theirs[1]},
-        "read_seconds_per_sample": {OURS: read, PEER: their_read},
-    }
+    read = (time.perf_counter() - begin) / samples
+    row.details[PEER] = {"files": files, "blocks": blocks, "read": read}
     row.goals += [
         Goal(
-            "store at least 100 times smaller than torchdistill's cache, by bytes in files",
-            smaller,
+            f"store ({SMALLEST}) at least 100 times smaller than torchdistill's cache, by bytes in files",
+            files / readings[SMALLEST].files,
             100,
         ),
-        Goal("the same, by blocks of the disk", on_disk, 100),
-        Goal("a sample read at least 500 times faster", faster, 500),
+        Goal(
+            f"store ({SMALL}) at least 100 times smaller, by blocks of the disk",
+            blocks / readings[SMALL].blocks,
+            100,
+        ),
+        Goal("a sample read at least 500 times faster", read / readings[SMALL].read, 500),
     ]
+    smaller = "; ".join(
+        f"{form} {files / each.files:.0f} and {blocks / each.blocks:.0f}"
+        for form, each in readings.items()
+    )
     row.notes.append(
-        f"Bytes a sample in files: {own[0]:.0f} (top {KEPT}, float16, {count} samples) and {theirs[0]:.0f} (all "
-        f"logits, torchdistill); in blocks of the disk {own[1]:.0f} and {theirs[1]:.0f}. A read "
-        f"takes {1e6 * read:.2f} us in batches of {task.batch} ({1e6 * restored:.2f} us with the numbers restored to "
-        f"float32), and {1e6 * their_read:.0f} us."
+        f"torchdistill keeps all logits: {files:.0f} bytes a sample in files, {blocks:.0f} in blocks of the disk. "
+        f"Times smaller, in files and in blocks: {smaller}. Its read takes {1e6 * read:.0f} us."
     )
 
 
@@ -132,27 +160,25 @@ def throughput(options: Options) -> Row:
         "C9", "store: records of the top 16 of 100, and of 768 features", "thousand records / s"
     )
     cases: dict[str, tuple[Dense | Sparse, int]] = {
-        "top 16": (Sparse(CLASSES, KEPT, "float16", (1.0, 4.0)), options.pick(400_000, 1000)),
+        "top 16": (USUAL.codec, options.pick(400_000, 1000)),
         "768 features": (Dense((768,), "float32"), options.pick(100_000, 500)),
     }
     shares, checks = [], []
     with tempfile.TemporaryDirectory() as name:
         for title, (codec, count) in cases.items():
             place = Path(name) / title.replace(" ", "-")
-            made = _made(codec, count)
+            made = made_rows(codec, count)
             written = write(place, codec, count, made)
             store = Store(place)
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).split(256)
+            order = shuffled(count, 256, torch.Generator().manual_seed(0))
             target = np.empty_like(made)
             actions: dict[str, Callable[[], object]] = {
-                "read": lambda s=store, o=order: [
-                    s.lookup(ids, torch.zeros_like(ids)) for ids in o
-                ],
+                "read": lambda s=store, o=order: [s.lookup(*pair) for pair in o],
                 "read and restore": lambda s=store, o=order: [
-                    s.outputs(s.lookup(ids, torch.zeros_like(ids))) for ids in o
+                    s.outputs(s.lookup(*pair)) for pair in o
                 ],
                 "numpy gather": lambda m=made, o=order: [
-                    np.take(m, ids.numpy(), axis=0) for ids in o
+                    np.take(m, ids.numpy(), axis=0) for ids, _ in o
                 ],
                 "memcpy": lambda m=made, t=target: np.copyto(t, m),
                 "verify": store.check_files,
@@ -189,14 +215,6 @@ def _repeated(action: Callable[[], object]) -> Run:
             action()
 
     return run
-
-
-def _made(codec: Dense | Sparse, count: int) -> np.ndarray:
-    """Return `count` encoded records of random contents."""
-    width = codec.classes if isinstance(codec, Sparse) else codec.shape[0]
-    few = torch.randn(min(count, 4096), width, generator=torch.Generator().manual_seed(0)) * 3
-    rows = codec.encode(few)[0]
-    return np.tile(rows, (-(-count // len(rows)),) + (1,) * len(codec.row_shape))[:count]
 
 
 def _teacher_seconds(plain: Plain, options: Options) -> float:

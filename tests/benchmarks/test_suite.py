@@ -70,6 +70,21 @@ def test_understudy_computes_what_the_plain_loop_does(
     assert row["gate"]["understudy"] <= allowed
 
 
+def test_forms_of_a_store_show_what_their_size_costs(results: dict[str, Any]) -> None:
+    [row] = [row for row in results["rows"] if row["name"] == "C4"]
+    usual, small, smallest = row["details"]["forms"].values()
+    # 47, 33 and 25 bytes of a row, its id, and the share of the heads of few files.
+    assert usual["files"] - small["files"] == pytest.approx(14, abs=0.2)
+    assert small["files"] - smallest["files"] == pytest.approx(8, abs=0.2)
+    assert all(form["read"] > 0 and form["files"] <= form["blocks"] for form in (usual, small))
+    errors = row["details"]["gradient_errors"]
+    assert errors.pop("teacher").startswith("made logits")
+    usual, small, smallest = errors.values()
+    for case, error in usual.items():
+        assert 0 < error <= small[case] * 1.001 and small[case] < smallest[case]
+    assert small["the teacher with noise, T = 4"] < 1.01 * usual["the teacher with noise, T = 4"]
+
+
 def test_what_is_missing_is_said(results: dict[str, Any]) -> None:
     rows = {row["name"]: row for row in results["rows"]}
     for name in ("C1", "C2", "C3", "C4", "C5"):

@@ -81,6 +81,34 @@ def test_ids_without_gaps_are_found_without_a_search(
             store.check_holds(torch.tensor([100, wrong]))
 
 
+@pytest.mark.parametrize("first", [0, 100])
+@pytest.mark.parametrize("resident", [0, 1 << 20])
+@pytest.mark.parametrize("samples", [3, 100])
+def test_one_view_of_ids_without_gaps_is_found_or_named(
+    first: int, resident: int, samples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("understudy.teachers.store.rows.RESIDENT_BYTES", resident)
+    monkeypatch.setattr("small_store.VIEWS", 1)
+    monkeypatch.setattr("small_store.IDS", torch.arange(first, first + 8))
+    write_store(tmp_path, Sparse(CLASSES, 3, "float16", (1.0,)), samples=samples)
+    store = Store(tmp_path)
+    ids = first + torch.randperm(8)
+    zero = torch.zeros_like(ids)
+    found = store.outputs(store.lookup(ids, zero, [TAP]))
+    assert torch.equal(found.features[TAP], features(ids, zero))
+    assert found.top_k is not None
+    assert torch.equal(found.top_k.indices, logits(ids, zero).topk(3).indices.sort(1).values)
+    for wrong in (first - 1, first + 8, -1 - first, -(2**63), 2**63 - 1):
+        given = torch.tensor([first, wrong, first + 1])
+        with pytest.raises(StoreError, match=f"does not hold sample {wrong} .nor 0 others of 3"):
+            store.lookup(given, zero[:3])
+    for wrong in (1, -1):
+        with pytest.raises(StoreError, match=f"does not hold view {wrong} of sample {first + 1};"):
+            store.lookup(torch.tensor([first, first + 1]), torch.tensor([0, wrong]))
+    with pytest.raises(StoreError, match="does not hold 'layer/3@input'"):
+        store.lookup(ids, zero, ["layer/3@input"])
+
+
 def test_an_id_or_a_view_that_is_missing_is_named(tmp_path: Path) -> None:
     write_store(tmp_path)
     store = Store(tmp_path)
@@ -164,8 +192,8 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
         (tmp_path / MANIFEST).write_text(changed)
         with pytest.raises(StoreError, match="manifest.json of the store .* is damaged"):
             Store(tmp_path)
-    (tmp_path / MANIFEST).write_text(text.replace('"version": 1', '"version": 3'))
-    with pytest.raises(StoreError, match="format understudy-store 3; this version"):
+    (tmp_path / MANIFEST).write_text(text.replace('"version": 3', '"version": 5'))
+    with pytest.raises(StoreError, match="format understudy-store 5; this version .* 1, 2, 3, 4"):
         Store(tmp_path)
     with pytest.raises(StoreError, match="There is no store in .*understudy label"):
         Store(tmp_path / "nowhere")

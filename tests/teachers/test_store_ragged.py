@@ -25,8 +25,7 @@ from understudy.teachers.store.manifest import (
     Part,
     read_manifest,
 )
-from understudy.teachers.store.ragged import concatenated, offsets_of, ragged_shards
-from understudy.teachers.store.reader import COUNTS
+from understudy.teachers.store.ragged import COUNTS, concatenated, offsets_of, ragged_shards
 from understudy.teachers.store.stored_head import HEAD, head_bytes, head_facts, read_head
 from understudy.teachers.store.token_scores import TokenScores
 from understudy.teachers.store.writer import Writer
@@ -95,7 +94,7 @@ def test_the_format_of_ragged_stores_has_its_own_number(tmp_path: Path) -> None:
     write(tmp_path / "ragged")
     write_store(tmp_path / "plain")
     ragged, plain = (read_manifest(open_files(tmp_path / name)) for name in ("ragged", "plain"))
-    assert (ragged.json()["version"], plain.json()["version"]) == (2, 1)
+    assert (ragged.json()["version"], plain.json()["version"]) == (4, 3)
     assert "extra" not in plain.json() and not plain.ragged
     assert all(len(shard) == 3 for shard in plain.json()["parts"][TRAIN]["shards"])
     assert ragged.bytes == sum(

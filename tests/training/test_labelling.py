@@ -28,7 +28,7 @@ from understudy.methods import KD, Method, Ramp, Step
 from understudy.teachers.store import Store
 from understudy.teachers.store.files import LocalFiles, open_files
 from understudy.teachers.store.maintenance import merge
-from understudy.teachers.store.manifest import file_of
+from understudy.teachers.store.manifest import file_of, read_ids
 from understudy.teachers.store.writer import Writer
 from understudy.training.labelling import label
 from understudy.training.run import run
@@ -398,7 +398,7 @@ def test_the_teacher_is_compared_with_what_it_said(tmp_path: Path, teacher_file:
     writer = Writer(open_files(folder), Store(folder).manifest)
     shard = writer.manifest.shards[0]
     wrong = {name: np.load(folder / file_of(shard, name)) + 1 for name in ("logits", "tap:layer2")}
-    ids = np.load(folder / file_of(shard, "ids"))
+    ids = read_ids(writer.files, shard)
     finished = writer.manifest.finished[shard.name]
     writer.forget([shard])
     writer.write(shard, ids, wrong, finished.deviations)

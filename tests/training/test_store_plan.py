@@ -28,7 +28,10 @@ def test_sizes_are_those_of_all_views_of_all_samples() -> None:
     feature = 16 * 4 * 4  # layer2 of the toy teacher
     assert store.sizes["float32"] == 84 * 2 * 4 * (3 + feature)
     assert store.sizes["float16"] == 84 * 2 * 2 * (3 + feature)
-    assert list(store.sizes)[2] == "top 2 in float16"
+    assert list(store.sizes)[2:] == ["top 2 in float16", "top 2 in int8"]
+    # 2 of 3 logits: the scale, their codes, two tails, the entropy and a byte of ids; 16 channels of 16 numbers, each
+    # channel with a scale and an offset.
+    assert store.sizes["top 2 in int8"] == 84 * 2 * (2 + 2 + 4 + 2 + 1 + 16 * 8 + feature)
 
 
 def test_more_passes_than_views_pay() -> None:

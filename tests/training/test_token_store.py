@@ -23,7 +23,7 @@ from understudy.evaluation.tokens import ScoredTokens
 from understudy.methods.token_kd import TokenKD
 from understudy.teachers.store import Store
 from understudy.teachers.store.maintenance import convert, merge
-from understudy.teachers.store.reader import COUNTS
+from understudy.teachers.store.ragged import COUNTS
 from understudy.teachers.stored import StoredModel
 from understudy.training.labelling import label
 from understudy.training.plan import make_plan

@@ -16,7 +16,8 @@ from understudy.models.model import Model
 from understudy.models.outputs import Outputs
 from understudy.models.tokens import Tokens
 from understudy.teachers.store.manifest import tap_column
-from understudy.teachers.store.reader import COUNTS, Store
+from understudy.teachers.store.ragged import COUNTS
+from understudy.teachers.store.reader import Store
 
 
 class StoredModel:

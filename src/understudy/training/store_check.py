@@ -15,7 +15,8 @@ from understudy.objectives import Head
 from understudy.teachers.store.codecs import tail_name
 from understudy.teachers.store.deviation import Deviation
 from understudy.teachers.store.manifest import HIDDEN, LOGITS, TRAIN, tap_column
-from understudy.teachers.store.reader import COUNTS, Store
+from understudy.teachers.store.ragged import COUNTS
+from understudy.teachers.store.reader import Store
 from understudy.teachers.store.token_logits import logit_parts
 from understudy.training.context import Context
 from understudy.training.distribution import join_world

@@ -19,7 +19,7 @@ from understudy.training.token_plan import token_sizes
 EXAMPLE_VIEWS = 8
 """The number of views that a plan reckons with where the recipe has none."""
 KEPT = 16
-"""Logits kept in the smallest form that a plan shows; fewer where there are few classes."""
+"""Logits kept in the smallest forms that a plan shows; fewer where there are few classes."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def _sizes(classes: int, uses: Sequence[TeacherUse], rows: int) -> dict[str, int
         ("float32", Dense((classes,), "float32"), "float32"),
         ("float16", Dense((classes,), "float16"), "float16"),
         (f"top {kept} in float16", Sparse(classes, kept, "float16", (1.0, 4.0)), "float16"),
+        (f"top {kept} in int8", Sparse(classes, kept, "int8", (1.0, 4.0)), "int8"),
     ):
         row = record_bytes(logits) + sum(
             record_bytes(Dense(shape, dtype)) for shape in taps.values()

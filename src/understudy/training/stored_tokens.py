@@ -8,7 +8,7 @@ from understudy.data.source import Split
 from understudy.errors import DataError
 from understudy.evaluation.tokens import ScoredTokens, Scores, TokenPredictions
 from understudy.teachers.store.manifest import HIDDEN, LOGITS, SCORES
-from understudy.teachers.store.reader import COUNTS
+from understudy.teachers.store.ragged import COUNTS
 from understudy.teachers.stored import StoredModel
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -14,13 +14,10 @@ import torch
 from understudy.errors import StoreError
 from understudy.models.outputs import TopK
 from understudy.teachers.store.deviation import Deviation
+from understudy.teachers.store.dtypes import IN_NUMPY, LARGEST, bf16_above, to_numpy, to_torch
 from understudy.teachers.store.opened import Opened
 from understudy.teachers.store.packing import pack, packed_bytes
 
-DTYPES = ("float32", "bf16", "float16", "int8")
-"""What numbers can be kept in; int8 is a code of 8 bits with a scale and an offset for every vector."""
-_NUMPY = {"float32": "<f4", "bf16": "<i2", "float16": "<f2"}
-_LARGEST = {"float32": 3.4028235e38, "bf16": 3.3895314e38, "float16": 65504.0}
 _STEPS = 254
 """Steps between the smallest and the largest value of a vector in int8: codes from -127 to 127."""
 
@@ -60,9 +57,10 @@ def record_bytes(codec: Codec) -> int:
 def codec_of(config: Mapping[str, Any]) -> Dense | Sparse:
     """Return the codec that a configuration describes."""
     if "k" in config:
-        return Sparse(
-            config["classes"], config["k"], config["dtype"], tuple(config["temperatures"])
-        )
+        temperatures, dtype = tuple(config["temperatures"]), config["dtype"]
+        found = Sparse(config["classes"], config["k"], dtype, temperatures)
+        # Without a word on the scale it is that of older stores.
+        return replace(found, scale=config.get("scale", "float32")) if dtype == "int8" else found
     return Dense(tuple(config["shape"]), config["dtype"])
 
 
@@ -75,7 +73,7 @@ class Dense:
 
     Args:
         shape: of one sample.
-        dtype: one of `DTYPES`.
+        dtype: one of `dtypes.DTYPES`.
     """
 
     shape: tuple[int, ...]
@@ -85,7 +83,7 @@ class Dense:
     def record(self) -> np.dtype[Any]:
         """A plain number, or scales, offsets and codes together."""
         if self.dtype != "int8":
-            return np.dtype(_NUMPY[self.dtype])
+            return np.dtype(IN_NUMPY[self.dtype])
         fields = [("scale", "<f4", (self._vectors,)), ("offset", "<f4", (self._vectors,))]
         return np.dtype([*fields, ("codes", "i1", (math.prod(self.shape),))])
 
@@ -114,12 +112,12 @@ class Dense:
             rows = self._encode_int8(values)
         else:
             largest = float(values.abs().max()) if values.numel() else 0.0
-            if largest > _LARGEST[self.dtype]:
+            if largest > LARGEST[self.dtype]:
                 raise StoreError(
-                    f"A value of {largest:.4g} is beyond {self.dtype}, which ends at {_LARGEST[self.dtype]:.4g}; "
+                    f"A value of {largest:.4g} is beyond {self.dtype}, which ends at {LARGEST[self.dtype]:.4g}; "
                     "keep it as bf16 or float32."
                 )
-            rows = _to_numpy(values.contiguous(), self.dtype)
+            rows = to_numpy(values.contiguous(), self.dtype)
         return rows, Deviation.between(values, self.restore(self.columns(rows)))
 
     def _encode_int8(self, values: torch.Tensor) -> np.ndarray:
@@ -141,7 +139,7 @@ class Dense:
     def columns(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Return the numbers, or the parts of an int8 record."""
         if self.dtype != "int8":
-            return {"values": _to_torch(rows, self.dtype)}
+            return {"values": to_torch(rows, self.dtype)}
         return {name: torch.from_numpy(rows[name].copy()) for name in ("scale", "offset", "codes")}
 
     def restore(self, columns: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -164,23 +162,25 @@ class Sparse:
     Args:
         classes: C.
         k: how many are kept.
-        dtype: one of `DTYPES`, for the kept logits. Each tail and the entropy are float16.
+        dtype: one of `dtypes.DTYPES`, for the kept logits. Each tail and the entropy are float16.
         temperatures: for which the tail is kept.
+        scale: in what the scale of int8 is kept: "bf16", or "float32" as in older stores.
     """
 
     classes: int
     k: int
     dtype: str
     temperatures: tuple[float, ...]
+    scale: str = "bf16"
 
     @cached_property
     def record(self) -> np.dtype[Any]:
         """Values, tails, entropy and packed ids together."""
         fields: list[tuple[str, str, tuple[int, ...]]] = []
         if self.dtype == "int8":
-            fields += [("scale", "<f4", ()), ("values", "u1", (self.k,))]
+            fields += [("scale", IN_NUMPY[self.scale], ()), ("values", "u1", (self.k,))]
         else:
-            fields += [("values", _NUMPY[self.dtype], (self.k,))]
+            fields += [("values", IN_NUMPY[self.dtype], (self.k,))]
         fields += [("tails", "<f2", (len(self.temperatures),)), ("entropy", "<f2", ())]
         return np.dtype([*fields, ("ids", "u1", (packed_bytes(self.k, self.classes),))])
 
@@ -197,7 +197,7 @@ class Sparse:
         """
         found = top_k_of(values, self.k, self.temperatures)
         kept = found.values.cpu()
-        if self.dtype in _LARGEST and float(kept.abs().max()) > _LARGEST[self.dtype]:
+        if self.dtype in LARGEST and float(kept.abs().max()) > LARGEST[self.dtype]:
             raise StoreError(
                 f"A logit lies {float(kept.abs().max()):.4g} below the largest one, which is beyond {self.dtype}; "
                 "keep it as bf16 or float32."
@@ -205,13 +205,15 @@ class Sparse:
         rows = np.empty(len(kept), dtype=self.record)
         if self.dtype == "int8":
             scale = (-kept.amin(dim=-1) / 255).clamp_min(torch.finfo(torch.float32).tiny)
-            rows["scale"] = scale.numpy()
+            if self.scale == "bf16":
+                scale = bf16_above(scale)
+            rows["scale"] = to_numpy(scale, self.scale)
             rows["values"] = (-kept / scale[:, None]).round().clamp(0, 255).to(torch.uint8).numpy()
         else:
-            rows["values"] = _to_numpy(kept.contiguous(), self.dtype)
+            rows["values"] = to_numpy(kept.contiguous(), self.dtype)
         tails = torch.stack(list(found.tails.values()), dim=1).cpu()
         # A tail of next to no mass may lie beyond float16; -inf says that there is none at all.
-        lowest = tails.clamp_min(-_LARGEST["float16"])
+        lowest = tails.clamp_min(-LARGEST["float16"])
         rows["tails"] = torch.where(tails == -torch.inf, tails, lowest).half().numpy()
         rows["entropy"] = found.entropy.half().cpu().numpy()
         rows["ids"] = pack(found.indices.cpu().numpy(), self.classes)
@@ -228,7 +230,8 @@ class Sparse:
 
     @cached_property
     def _opened(self) -> Opened:
-        bf16 = ["values"] if self.dtype == "bf16" else []
+        parts = {"values": self.dtype, "scale": self.scale}
+        bf16 = [name for name, dtype in parts.items() if dtype == "bf16"]
         return Opened(self.record, self.k, self.classes, bf16)
 
     def opened(self, rows: np.ndarray) -> np.ndarray:
@@ -246,7 +249,7 @@ class Sparse:
         part = self._opened.parts(columns["record"])
         values = part["values"].float()
         if self.dtype == "int8":
-            values = -values * part["scale"]
+            values = -values * part["scale"].float()
         tails = part["tails"].float().unbind(dim=1)
         return TopK(
             values,
@@ -257,13 +260,14 @@ class Sparse:
         )
 
     def config(self) -> dict[str, Any]:
-        """Return classes, k, type and temperatures."""
-        return {
+        """Return classes, k, type and temperatures, and of int8 in what the scale is."""
+        found = {
             "classes": self.classes,
             "k": self.k,
             "dtype": self.dtype,
             "temperatures": list(self.temperatures),
         }
+        return found if self.dtype != "int8" else {**found, "scale": self.scale}
 
 
 def top_k_of(logits: torch.Tensor, k: int, temperatures: Sequence[float]) -> TopK:
@@ -297,16 +301,3 @@ def tail_name(temperature: float) -> str:
 def as_temperatures(given: Iterable[float]) -> tuple[float, ...]:
     """Return the temperatures of a sparse codec: 1, and those that are given, ascending."""
     return tuple(sorted({1.0, *map(float, given)}))
-
-
-def _to_numpy(values: torch.Tensor, dtype: str) -> np.ndarray:
-    if dtype == "float16":
-        return values.half().numpy()
-    if dtype == "bf16":
-        return values.bfloat16().view(torch.int16).numpy()
-    return values.numpy()
-
-
-def _to_torch(rows: np.ndarray, dtype: str) -> torch.Tensor:
-    tensor = torch.from_numpy(rows)
-    return tensor.view(torch.bfloat16) if dtype == "bf16" else tensor

@@ -24,6 +24,7 @@ from understudy.teachers.store.manifest import (
     Part,
     Shard,
     file_of,
+    read_ids,
     read_manifest,
     write_finished,
 )
@@ -190,4 +191,4 @@ def _encoded(
         old = before[column]
         assert isinstance(old, Dense)
         rows[column], deviations[column] = codec.encode(old.restore(old.columns(stored.copy())))
-    return mapped(store.files.local(file_of(shard, "ids"))), rows, deviations
+    return read_ids(store.files, shard), rows, deviations

@@ -8,16 +8,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from understudy.errors import StoreError
 from understudy.teachers.store.codecs import Dense, Sparse, codec_of, record_bytes
 from understudy.teachers.store.deviation import Deviation
-from understudy.teachers.store.files import Files, checksum
+from understudy.teachers.store.files import Files, checksum, mapped
+from understudy.teachers.store.ids import ids_bytes, loaded_ids
 from understudy.teachers.store.key import Key, plain
 from understudy.teachers.store.token_scores import TokenScores
 
 MANIFEST = "manifest.json"
-FORMAT, VERSION, RAGGED_VERSION = "understudy-store", 1, 2
+FORMAT, VERSION, RAGGED_VERSION = "understudy-store", 3, 4
 """Stores of which every sample has one row, and those of language models, with a row for every predicted token."""
+OLDER_VERSIONS = (1, 2)
+"""The same with ids of 8 bytes, which are still read."""
 LOGITS = "logits"
 """The column of logits; that of a tap is called `tap:NAME`."""
 HIDDEN = "hidden"
@@ -28,7 +33,7 @@ OFFSETS = "offsets"
 """The array that says where a sample's rows begin, where samples have different numbers of them."""
 TRAIN = "train"
 """The part with the views that students learn from. The others hold samples as they are, for evaluation."""
-ID_BYTES = OFFSET_BYTES = 8
+OFFSET_BYTES = 8
 
 Column = Dense | Sparse | TokenScores
 """How a column is kept."""
@@ -98,7 +103,8 @@ class Part:
 
     def bytes_of(self, shard: Shard) -> int:
         """Return the bytes of a shard's rows, ids and offsets."""
-        found = self.rows_of(shard) * self.row_bytes + shard.samples * ID_BYTES
+        found = self.rows_of(shard) * self.row_bytes
+        found += ids_bytes(shard.first, shard.last, shard.samples)
         if shard.rows is not None:
             found += (shard.samples * (self.views or 1) + 1) * OFFSET_BYTES
         return found
@@ -218,6 +224,12 @@ def file_of(shard: Shard, column: str) -> str:
     return f"{shard.name}.{re.sub(r'[^A-Za-z0-9_.@#-]', '-', column)}.npy"
 
 
+def read_ids(files: Files, shard: Shard) -> np.ndarray:
+    """Return the ids of a shard's samples, ascending: int64 [samples]."""
+    stored = mapped(files.local(file_of(shard, "ids")))
+    return loaded_ids(stored, shard.first, shard.last, shard.samples)
+
+
 def finished_file(shard: Shard) -> str:
     """Return the file that says that a shard is finished."""
     return f"{shard.name}.json"
@@ -237,10 +249,11 @@ def read_manifest(files: Files) -> Manifest:
     try:
         values = json.loads(files.read(MANIFEST))
         given = values.pop("sha256")
-        if values["format"] != FORMAT or values["version"] not in (VERSION, RAGGED_VERSION):
+        known = (*OLDER_VERSIONS, VERSION, RAGGED_VERSION)
+        if values["format"] != FORMAT or values["version"] not in known:
             raise StoreError(
                 f"The store {files.place} has format {values['format']} {values['version']}; this version of "
-                f"understudy reads {FORMAT} {VERSION} and {RAGGED_VERSION}."
+                f"understudy reads {FORMAT} {', '.join(map(str, known))}."
             )
         if given != _checksum(values):
             raise ValueError("its checksum differs")

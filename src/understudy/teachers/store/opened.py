@@ -11,7 +11,7 @@ import torch
 from understudy.teachers.store.packing import unpack
 
 AT_ONCE = 2**16
-"""Records whose ids are unpacked at once: in between they need ten times their place."""
+"""Ids that are unpacked at once: in between they need ten times their place, and fit into a processor's cache."""
 _TORCH = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -65,8 +65,9 @@ class Opened:
         for name in self._names:
             if name != "ids":
                 found[name] = rows[name]
-        for begin in range(0, len(rows), AT_ONCE):
-            part = slice(begin, begin + AT_ONCE)
+        step = max(1, AT_ONCE // self._k)
+        for begin in range(0, len(rows), step):
+            part = slice(begin, begin + step)
             found["ids"][part] = unpack(rows["ids"][part].copy(), self._k, self._classes)
         return found.view(np.uint8).reshape(len(found), -1)
 

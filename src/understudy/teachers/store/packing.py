@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from understudy.errors import StoreError
@@ -33,7 +35,7 @@ def pack(ids: np.ndarray, classes: int) -> np.ndarray:
 
 
 def unpack(packed: np.ndarray, count: int, classes: int) -> np.ndarray:
-    """Return the int64 ids [B, count] that `pack` packed.
+    """Return the ids [B, count] that `pack` packed: int32, or int64 where classes are more than 2^31.
 
     Raises:
         StoreError: the bytes are no such ids.
@@ -42,17 +44,26 @@ def unpack(packed: np.ndarray, count: int, classes: int) -> np.ndarray:
     low = _low_bits(count, classes)
     upper = count + ((classes - 1) >> low)
     bits = np.unpackbits(packed, axis=1, count=upper + count * low)
-    # In the flat array the bits of a row begin at a multiple of `upper`, and each row has `count` ones.
-    found = np.flatnonzero(bits[:, :upper])
-    starts = np.arange(rows)[:, None] * upper
-    places = found.reshape(rows, count) - starts if len(found) == rows * count else None
-    if places is None or (places[:, :1] < 0).any() or (places[:, -1:] >= upper).any():
-        raise StoreError(f"Packed class ids are damaged: a row does not hold {count} of them.")
-    ids = (places - np.arange(count)) << low
-    if low:
-        lower = bits[:, upper:].reshape(rows, count, low).astype(np.int64)
-        ids |= lower @ (1 << np.arange(low))
+    # In the flat array the bits of a row begin at a multiple of `upper`, and each row has `count` ones. Numpy finds
+    # them ten times as fast among booleans as among numbers.
+    found = np.flatnonzero(np.ascontiguousarray(bits[:, :upper]).view(bool))
+    if len(found) != rows * count:
+        raise _damaged(count)
+    places = found.reshape(rows, count)
+    places -= np.arange(0, rows * upper, upper)[:, None]
+    if (places[:, :1] < 0).any() or (places[:, -1:] >= upper).any():
+        raise _damaged(count)
+    ids: np.ndarray[Any, Any] = places.astype(np.int32 if classes <= 2**31 else np.int64)
+    ids -= np.arange(count, dtype=ids.dtype)
+    # Bit after bit, from the highest: there are few, and all rows are shifted at once.
+    for lower in np.moveaxis(bits[:, upper:].reshape(rows, count, low), 2, 0)[::-1]:
+        np.left_shift(ids, 1, out=ids)
+        np.bitwise_or(ids, lower, out=ids)
     return ids
+
+
+def _damaged(count: int) -> StoreError:
+    return StoreError(f"Packed class ids are damaged: a row does not hold {count} of them.")
 
 
 def _low_bits(count: int, classes: int) -> int:

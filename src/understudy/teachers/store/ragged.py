@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from understudy.teachers.store.manifest import OFFSETS, Shard
-from understudy.teachers.store.rows import Rows
+from understudy.teachers.store.rows import Rows, named
+
+COUNTS = "tokens/counts"
+"""What a look-up calls the number of predicted tokens of each document: int64 [B]."""
 
 
 class RaggedRows(Rows):
@@ -40,9 +44,31 @@ class RaggedRows(Rows):
         begins, counts = self._spans[0][pairs], self._spans[1][pairs]
         return concatenated(begins, counts)
 
-    def gather(self, column: str, rows: np.ndarray) -> np.ndarray:
-        """Return rows of a column in the order asked for; those of a document lie side by side: one copy."""
-        arrays = self._column(column)
+    def lookup(
+        self, ids: torch.Tensor, views: torch.Tensor, columns: Iterable[str]
+    ) -> dict[str, torch.Tensor]:
+        """Return columns of documents as `Rows.lookup` does, a row for every predicted token, and `COUNTS`."""
+        found = {COUNTS: torch.from_numpy(self.counts(ids.numpy(), views.numpy()))}
+        return found | self.read(columns, torch.from_numpy(self.rows(ids.numpy(), views.numpy())))
+
+    def read(self, columns: Iterable[str], rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return rows (int64 [B]) of columns in the order asked for."""
+        found: dict[str, torch.Tensor] = {}
+        for column in columns:
+            records = self._gathered(column, rows.numpy())
+            found |= named(column, self.codec(column).columns(records))
+        return found
+
+    def _shards(self, column: str) -> list[np.ndarray]:
+        """Return a column's shards, memory-mapped; or, where it fits into memory, one opened array."""
+        if column not in self._arrays and self._fits(column):
+            opened = map(self.codec(column).opened, super()._shards(column))
+            self._arrays[column] = [np.concatenate(list(opened))]
+        return super()._shards(column)
+
+    def _gathered(self, column: str, rows: np.ndarray) -> np.ndarray:
+        """Return rows of a column; those of a document lie side by side: one copy."""
+        arrays = self._shards(column)
         # A column that was read into memory is one array over all shards.
         starts, ends = (self._starts, self._ends) if len(arrays) > 1 else ([0], self._ends[-1:])
         found = np.empty((len(rows), *arrays[0].shape[1:]), dtype=arrays[0].dtype)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +26,11 @@ from understudy.teachers.store.manifest import (
     read_manifest,
     tap_column,
 )
-from understudy.teachers.store.ragged import RaggedRows
+from understudy.teachers.store.ragged import COUNTS, RaggedRows
 from understudy.teachers.store.rows import Rows
 from understudy.teachers.store.stored_head import HEAD, read_head
 from understudy.teachers.store.writer import damaged
 
-COUNTS = "tokens/counts"
-"""What `lookup` calls the number of predicted tokens of each document: int64 [B]."""
 CHECKING_THREADS = 4
 """Shards that are read at the same time when checksums are compared."""
 
@@ -94,7 +93,7 @@ class Store:
         """The ids of the training samples that it holds, ascending: int64 [N]."""
         return torch.from_numpy(self._parts[TRAIN].ids.copy())
 
-    @property
+    @cached_property
     def answers(self) -> str:
         """The column of what the teacher said: logits, or the last hidden states of a language model."""
         return HIDDEN if HIDDEN in self.manifest.parts[TRAIN].columns else LOGITS
@@ -160,7 +159,7 @@ class Store:
         self._parts[TRAIN].positions(ids.numpy())
 
     def lookup(
-        self, ids: torch.Tensor, views: torch.Tensor, taps: Iterable[str] = ()
+        self, ids: torch.Tensor, views: torch.Tensor, taps: Collection[str] = ()
     ) -> dict[str, torch.Tensor]:
         """Return what is stored for samples, as tensors on the CPU that `outputs` understands.
 
@@ -174,22 +173,13 @@ class Store:
         Raises:
             StoreError: an id, a view or a tap is not there; names it.
         """
-        rows = self._parts[TRAIN]
-        places = rows.rows(ids.numpy(), views.numpy())
-        found: dict[str, torch.Tensor] = {}
-        if isinstance(rows, RaggedRows):
-            found[COUNTS] = torch.from_numpy(rows.counts(ids.numpy(), views.numpy()))
-        for column in [self.answers, *map(tap_column, taps)]:
-            parts = rows.codec(column).columns(rows.gather(column, places))
-            found |= {f"{column}/{name}": tensor for name, tensor in parts.items()}
-        return found
+        columns = [self.answers, *map(tap_column, taps)] if taps else (self.answers,)
+        return self._parts[TRAIN].lookup(ids, views, columns)
 
     def first(self, tap: str, count: int) -> torch.Tensor:
         """Return a tap's features in the first views of a few samples."""
-        rows = self._parts[TRAIN]
-        codec = rows.codec(tap_column(tap))
         places = np.arange(min(count, self.samples)) * self.views
-        found = codec.restore(codec.columns(rows.gather(tap_column(tap), places)))
+        found = self._parts[TRAIN].restored(tap_column(tap), places)
         assert isinstance(found, torch.Tensor)
         return found
 
@@ -244,8 +234,7 @@ class Store:
             places = rows.rows(ids.numpy(), views)
             for column in columns:
                 if column in self.manifest.parts[name].columns:
-                    codec = rows.codec(column)
-                    restored = codec.restore(codec.columns(rows.gather(column, places)))
+                    restored = rows.restored(column, places)
                     assert isinstance(restored, torch.Tensor)
                     found[column] = restored
             return found

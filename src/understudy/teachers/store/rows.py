@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from understudy.errors import StoreError, suggestion
+from understudy.models.outputs import TopK
 from understudy.teachers.store.codecs import record_bytes
 from understudy.teachers.store.files import Files, mapped
-from understudy.teachers.store.manifest import Column, Manifest, Shard, file_of, tap_column
+from understudy.teachers.store.manifest import (
+    Column,
+    Manifest,
+    Shard,
+    file_of,
+    read_ids,
+    tap_column,
+)
 
 RESIDENT_BYTES = 512 * 2**20
-"""A column of up to this size is read into one array and opened once, after which a batch is one look-up in memory."""
+"""A column of up to this size is read into memory and opened once, after which a batch is one look-up of rows."""
 
 
 class Rows:
@@ -50,6 +59,8 @@ class Rows:
         self._ends = np.cumsum(counts)
         self._starts = self._ends - counts
         self._arrays: dict[str, list[np.ndarray]] = {}
+        self._resident: dict[str, dict[str, torch.Tensor]] = {}
+        self._zeros = torch.zeros(0, dtype=torch.int64)
 
     def codec(self, column: str) -> Column:
         """Return a column's codec."""
@@ -65,13 +76,18 @@ class Rows:
     @cached_property
     def ids(self) -> np.ndarray:
         """All ids, sorted: int64 [samples]."""
-        return np.concatenate([self._load(shard, "ids") for shard in self._part.shards])
+        return np.concatenate([read_ids(self._files, shard) for shard in self._part.shards])
 
     @cached_property
     def _dense_from(self) -> int | None:
         """The first id when ids follow one another without a gap: then no search is needed."""
         first, last = int(self.ids[0]), int(self.ids[-1])
         return first if last - first + 1 == len(self.ids) else None
+
+    @cached_property
+    def _shift(self) -> int | None:
+        """The first id, when the row of an id in its only view is what it is beyond that; None otherwise."""
+        return self._dense_from if self._part.views == 1 else None
 
     def holds(self, ids: np.ndarray) -> bool:
         """Tell whether all of these samples are there."""
@@ -94,7 +110,11 @@ class Rows:
         return found
 
     def rows(self, ids: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Return the rows of (id, view) pairs."""
+        """Return the rows of (id, view) pairs.
+
+        Raises:
+            StoreError: an id or a view is not there; names it.
+        """
         positions = self.positions(ids)
         count = self._part.views
         if count is None:
@@ -107,9 +127,86 @@ class Rows:
             )
         return positions if count == 1 else positions * count + views
 
-    def gather(self, column: str, rows: np.ndarray) -> np.ndarray:
-        """Return rows of a column in the order asked for, opened where the column is (see `Codec`)."""
-        arrays = self._column(column)
+    def lookup(
+        self, ids: torch.Tensor, views: torch.Tensor, columns: Iterable[str]
+    ) -> dict[str, torch.Tensor]:
+        """Return columns of samples: "COLUMN/PART" -> tensor on the CPU, the parts being those of the codec.
+
+        Args:
+            ids: int64 [B] on the CPU.
+            views: int64 [B] on the CPU.
+            columns: which.
+
+        Raises:
+            StoreError: an id, a view or a column is not there; names it.
+        """
+        shift = self._shift
+        if shift is not None and (torch.equal(views, self._zeros) or self._are_zero(views)):
+            # Whoever selects rows looks at each of them: a look here as well would cost a third of a small batch.
+            rows = ids - shift if shift else ids
+        else:
+            rows = torch.from_numpy(self.rows(ids.numpy(), views.numpy()))
+        try:
+            return self.read(columns, rows)
+        except IndexError:
+            self.positions(ids.numpy())  # names what is not there
+            raise
+
+    def _are_zero(self, views: torch.Tensor) -> bool:
+        """Tell whether all views are 0; if so, keep them: to compare the next batch with them is the fastest look."""
+        if np.count_nonzero(views.numpy()):
+            return False
+        self._zeros = torch.zeros_like(views)
+        return True
+
+    def read(self, columns: Iterable[str], rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return rows (int64 [B]) of columns in the order asked for: "COLUMN/PART" -> tensor on the CPU.
+
+        Raises:
+            StoreError: there is no such column.
+            IndexError: a row is not there.
+        """
+        found: dict[str, torch.Tensor] = {}
+        for column in columns:
+            if column not in self._resident:
+                if not self._fits(column):
+                    codec = self.codec(column)
+                    records = self._gathered(column, rows.numpy())
+                    found |= named(column, codec.columns(records))
+                    continue
+                self._resident[column] = self._opened(column)
+            for name, whole in self._resident[column].items():
+                found[name] = whole.index_select(0, rows)
+        return found
+
+    def restored(self, column: str, rows: np.ndarray) -> torch.Tensor | TopK:
+        """Return the numbers in rows (int64 [B]) of a column."""
+        found = self.read([column], torch.from_numpy(rows))
+        return self.codec(column).restore(
+            {name.removeprefix(f"{column}/"): tensor for name, tensor in found.items()}
+        )
+
+    def _fits(self, column: str) -> bool:
+        """Tell whether a column is held in memory."""
+        return record_bytes(self.codec(column)) * self._part.rows <= RESIDENT_BYTES
+
+    def _opened(self, column: str) -> dict[str, torch.Tensor]:
+        """Read a column into memory; see `Codec.opened`."""
+        codec = self.codec(column)
+        opened = [codec.opened(array) for array in self._shards(column)]
+        return named(column, codec.columns(np.concatenate(opened)))
+
+    def _shards(self, column: str) -> list[np.ndarray]:
+        """Return a column's shards, memory-mapped."""
+        if column not in self._arrays:
+            self._arrays[column] = [self._load(shard, column) for shard in self._part.shards]
+        return self._arrays[column]
+
+    def _gathered(self, column: str, rows: np.ndarray) -> np.ndarray:
+        """Return rows of a column out of its shards, in the order asked for."""
+        if np.count_nonzero(_outside(rows, self._part.rows)):
+            raise IndexError(f"a row is not from 0 to {self._part.rows - 1}")
+        arrays = self._shards(column)
         if len(arrays) == 1 or not len(rows):
             return arrays[0].take(rows, axis=0)
         shards = np.searchsorted(self._ends, rows, side="right")
@@ -119,24 +216,19 @@ class Rows:
         sorted_rows = np.empty((len(rows), *arrays[0].shape[1:]), dtype=arrays[0].dtype)
         for begin, end in itertools.pairwise(bounds):
             part = arrays[shards[begin]]
-            # Every row was looked for before; "clip" only spares numpy a buffer.
+            # Every row is there; "clip" only spares numpy a buffer.
             part.take(local[begin:end], axis=0, out=sorted_rows[begin:end], mode="clip")
         found = np.empty_like(sorted_rows)
         found[order] = sorted_rows
         return found
 
-    def _column(self, column: str) -> Sequence[np.ndarray]:
-        if column not in self._arrays:
-            codec = self.codec(column)
-            arrays = [self._load(shard, column) for shard in self._part.shards]
-            if record_bytes(codec) * self._part.rows <= RESIDENT_BYTES:
-                arrays = [codec.opened(array) for array in arrays]
-                arrays = arrays if len(arrays) == 1 else [np.concatenate(arrays)]
-            self._arrays[column] = arrays
-        return self._arrays[column]
-
     def _load(self, shard: Shard, column: str) -> np.ndarray[Any, Any]:
         return mapped(self._files.local(file_of(shard, column)))
+
+
+def named(column: str, parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a column by the names that a look-up has for them."""
+    return {f"{column}/{part}": tensor for part, tensor in parts.items()}
 
 
 def _outside(numbers: np.ndarray, end: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from understudy.teachers.store.files import (
     file_checksum,
     writing,
 )
+from understudy.teachers.store.ids import stored_ids
 from understudy.teachers.store.manifest import (
     MANIFEST,
     Finished,
@@ -122,7 +123,7 @@ class Writer:
         """
         written = {}
         with self._writing(f"Shard {shard.name}"):
-            for name, array in {"ids": ids, **columns}.items():
+            for name, array in {"ids": stored_ids(ids), **columns}.items():
                 data = array_bytes(array)
                 self.files.write(file_of(shard, name), data)
                 written[file_of(shard, name)] = (len(data), checksum(data))
