@@ -92,9 +92,10 @@ def measured(form: Form, place: Path, samples: int, batch: int, passes: int) -> 
 def shuffled(
     samples: int, batch: int, generator: torch.Generator
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return ids of all samples and views, shuffled, in batches."""
+    """Return ids of all samples and views, shuffled, in batches; views lie in the cache, as those just made do."""
     order = torch.randperm(samples, generator=generator).split(batch)
-    return [(ids, torch.zeros_like(ids)) for ids in order]
+    views = torch.zeros(batch, dtype=torch.int64)
+    return [(ids, views[: len(ids)]) for ids in order]
 
 
 def gradient_errors(form: Form, teacher: torch.Tensor) -> dict[str, float]:
