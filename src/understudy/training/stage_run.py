@@ -15,14 +15,12 @@ from understudy.data.batch import Batch
 from understudy.data.source import Split
 from understudy.errors import PreflightError
 from understudy.methods import Method, Ramp
-from understudy.methods.wiring import Side, Wiring
 from understudy.models.model import Model
 from understudy.models.surgery import surgery_of
 from understudy.models.taps import unchanged
 from understudy.models.tokens import Tokens
 from understudy.tasks import Task
-from understudy.teachers.ahead import Ahead, Steps, Targets
-from understudy.teachers.listening import heard
+from understudy.teachers.ahead import Steps, Targets
 from understudy.teachers.live import LiveTeacher
 from understudy.teachers.stored import StoredTeacher
 from understudy.teachers.study import Study
@@ -31,16 +29,16 @@ from understudy.training.distribution import World
 from understudy.training.fitting import fit_methods
 from understudy.training.freezing import freeze, frozen_parts, undecayed
 from understudy.training.host_memory import keep_freed_memory
-from understudy.training.live_side import live_teacher
 from understudy.training.mixing import Mixing
 from understudy.training.optimizers import quick_step
 from understudy.training.precision import Precision
 from understudy.training.random_state import get_random_state, set_random_state
 from understudy.training.schedules import Rate
 from understudy.training.stage import Stage
+from understudy.training.stage_wiring import make_wiring
 from understudy.training.step import TrainingStep, shares_of
-from understudy.training.stored_side import StoredSide
 from understudy.training.student_side import student_stop
+from understudy.training.teachers_side import look_ahead, start_teachers
 
 Earlier = dict[str, dict[str, torch.Tensor]]
 """Method name -> the state of its modules at the end of an earlier stage of the same arm."""
@@ -118,68 +116,33 @@ class StageRun:
         methods = stage.active_methods
         self._trains_student = any(method.trains_student for method in methods)
         self._earlier: Earlier = dict(earlier or {})
-        height = _height(example, "student")
-        sides: dict[str, Side] = {}
-        for name, teacher in teachers.items():
-            if isinstance(teacher, StoredTeacher):
-                sides[name] = StoredSide(name, teacher.model)
-                continue
-            sides[name] = Side(
-                name,
-                teacher.module,
-                example.inputs[name],
-                training=False,
-                input_height=_height(example, name),
-            )
-        self.wiring = Wiring(
-            Side(
-                "student",
-                student.module,
-                example.inputs["student"],
-                training=True,
-                input_height=height,
-            ),
-            sides,
+        self.wiring = make_wiring(
+            student,
+            teachers,
+            methods,
+            example=example,
+            split=split,
             classes=classes,
-            train=split,
+            seed=seed,
             earlier=self._earlier,
+            device=world.device,
         )
-        for number, method in enumerate(methods):
-            wiring = self.wiring.heard_by(
-                method.name, method.hears, seeding.derive(seed, "method", number, method.name)
-            )
-            with seeding.isolated(seed, "wire", number, method.name):
-                method.to(world.device)
-                method.wired_to(wiring)
-                wiring.check_owner(method)
-                method.to(world.device)
         # After wiring, which may have put grafts or another head into the student.
         self._frozen = freeze(student.module, stage.freeze if self._trains_student else [""])
         self.averaging = Averaging(stage, student.module)
-        self.teachers: dict[str, LiveTeacher | StoredTeacher] = {}
         self.ends: list[str] = []
-        for name, side in sides.items():
-            asking = [
-                method
-                for method in methods
-                if method.needs_teacher and name in heard(method.hears, list(sides))
-            ]
-            teacher = teachers[name]
-            if asking and isinstance(teacher, StoredTeacher):
-                teacher.taps = tuple(side.taps)
-                self.teachers[name] = teacher
-            elif asking:
-                self.teachers[name] = live_teacher(
-                    side,
-                    asking,
-                    task=task,
-                    precision=precision,
-                    compile=compile,
-                    own=(precisions or {}).get(name),
-                    home=world.device,
-                    device=(devices or {}).get(name),
-                    notes=self.ends,
-                )
+        self.teachers = start_teachers(
+            self.wiring.teachers,
+            teachers,
+            methods,
+            task=task,
+            precision=precision,
+            compile=compile,
+            precisions=precisions or {},
+            devices=devices or {},
+            home=world.device,
+            notes=self.ends,
+        )
         stop = student_stop(self.wiring.student, methods, compile=compile, notes=self.ends)
         self.wiring.notes += self.ends
         self.tapped = task.tapped(
@@ -188,7 +151,18 @@ class StageRun:
         targets: dict[str, Targets] = {name: live.targets for name, live in self.teachers.items()}
         early = [name for name in ahead if isinstance(self.teachers.get(name), LiveTeacher)]
         if early:
-            targets |= self._look_ahead({name: targets[name] for name in early}, methods)
+            looking = look_ahead(
+                loader,
+                early,
+                self.teachers,
+                targets,
+                methods,
+                steps=self.total_steps,
+                home=world.device,
+                notes=self.wiring.notes,
+            )
+            if looking is not None:
+                self.loader, targets = looking, targets | looking.targets
         self.module = TrainingStep(self.tapped, methods, targets, task, compile=compile, stop=stop)
         self.example = example
         self._reads_tokens = isinstance(example.inputs["student"], Tokens)
@@ -271,36 +245,6 @@ class StageRun:
             waits = number < len(parts) - 1 and isinstance(self.ddp, DistributedDataParallel)
             context = self.ddp.no_sync() if waits else nullcontext()  # type: ignore[operator]
             yield part, shares, context
-
-    def _look_ahead(
-        self, targets: Mapping[str, Targets], methods: Sequence[Method]
-    ) -> dict[str, Targets]:
-        """Have teachers begin a step early, unless their inputs are only known in the step itself."""
-        who = " and ".join(self.wiring.teachers[name].called for name in targets)
-        changing = [m.name for m in methods if type(m).inputs is not Method.inputs]
-        if changing:
-            names = ", ".join(changing)
-            self.wiring.notes.append(
-                f"the {who} cannot run ahead: {names} changes in every step what it sees"
-            )
-            return dict(targets)
-        self.wiring.notes.append(f"ahead of the student by one batch: the {who}")
-        known = list(self.teachers)
-
-        def wanted(name: str, step: int) -> bool:
-            return any(
-                m.needs_teacher
-                and name in heard(m.hears, known)
-                and m.weight_at(step / self.total_steps)
-                for m in methods
-            )
-
-        places = [self._world.device]
-        for live in (self.teachers[name] for name in targets):
-            if isinstance(live, LiveTeacher) and live.device is not None:
-                places.append(live.device)
-        self.loader = ahead = Ahead(self.loader, targets, wanted, places)
-        return ahead.targets
 
     def train_mode(self) -> None:
         """Put what trains into training mode; frozen modules keep their statistics."""
@@ -421,11 +365,3 @@ def tokens_read(batch: Batch) -> int:
     """Return how many tokens the student reads in a batch, without padding; 0 for other models."""
     inputs = batch.inputs.get("student")
     return inputs.read if isinstance(inputs, Tokens) else 0
-
-
-def _height(batch: Batch, role: str) -> int | None:
-    """Return the height of the images that a role sees, None when they are no images."""
-    inputs = batch.inputs[role]
-    if isinstance(inputs, torch.Tensor) and inputs.dim() == 4:
-        return int(inputs.shape[2])
-    return None
