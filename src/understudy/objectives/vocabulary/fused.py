@@ -17,6 +17,8 @@ from understudy.objectives.vocabulary.target import DenseTarget, Target
 
 # Bytes that the student's logits of one chunk may take in float32, unless the head's gradient takes more anyway.
 CHUNK_BYTES = {"cpu": 32 * 2**20, "other": 512 * 2**20}
+# Bytes that they may take for each number of that gradient.
+GRADIENT_BYTES = 8
 IGNORED = -100
 
 Select = Callable[[torch.Tensor], torch.Tensor]
@@ -291,11 +293,11 @@ def _temperature(
 def _chunk(student: torch.Tensor, head: Head) -> int:
     """Return how many tokens a chunk has by default.
 
-    The gradient of a head's weight is read and written once a chunk. Where there is one, a chunk's logits may take
-    four times its memory: that many tokens make the product worth the pass.
+    The gradient of a head's weight is read and written once a chunk. Where there is one, a chunk is long enough to make
+    the product worth that pass.
     """
     budget = CHUNK_BYTES["cpu" if student.device.type == "cpu" else "other"]
     tokens = budget // (4 * head.size)
     if head.weight.requires_grad and torch.is_grad_enabled():
-        tokens = max(tokens, 4 * head.width)
+        tokens = max(tokens, GRADIENT_BYTES * head.width // student.element_size())
     return max(1, tokens)
