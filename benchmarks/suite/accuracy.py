@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.suite.options import Options
-from benchmarks.suite.ours import Ours, chosen, experiment
+from benchmarks.suite.ours import Ours, automatic, experiment
 from benchmarks.suite.peer import Peer
 from benchmarks.suite.plain import Plain
 from benchmarks.suite.rounds import Run
@@ -49,7 +49,7 @@ def fixed_time(options: Options) -> Row:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name) / "store"
         first = _task(source, teacher, 0, "kd")
-        precision = chosen(first, "auto")
+        precision = automatic(first)
         begin = time.perf_counter()
         label(experiment(first, place))
         build = time.perf_counter() - begin

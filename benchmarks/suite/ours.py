@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from benchmarks.suite.task import DECAY, MOMENTUM, RATE, Task, copy_of
 from torch import nn
@@ -67,10 +65,9 @@ def experiment(
     )
 
 
-def chosen(task: Task, precision: Literal["auto", "float32"]) -> Precision:
-    """Return what understudy chooses for the task on this machine: the type for `auto`, and the memory format."""
+def automatic(task: Task) -> Precision:
+    """Return what `precision: auto` chooses for the task on this machine."""
     given = experiment(task)
-    given.settings = replace(given.settings, precision=precision)
     context = Context(given, make_splits(given), join_world("cpu"))
     try:
         teacher = context.place(copy_of(task.teacher))
