@@ -25,6 +25,7 @@ from understudy.objectives import (
     total_variation,
     vocabulary_divergence,
 )
+from understudy.objectives.vocabulary import chunks
 
 ON_LOGITS = {
     "forward_kl": forward_kl,
@@ -242,6 +243,24 @@ def test_labels_at_temperature_1(wanted: dict[str, Any], chunk: int | None) -> N
     keywords = {"labels": case.labels, "cross_entropy": 0.4, "weight": case.weight}
     expected = case.expected(wanted=wanted, **keywords)
     assert_equal(case.found(**wanted, **keywords, chunk=chunk), expected)
+
+
+@pytest.mark.parametrize("chunk", [9, None])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_a_teachers_logits_may_be_computed_in_shorter_parts_than_the_students(
+    temperature: float, chunk: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "TEACHER_ROWS", 4)
+    monkeypatch.setattr(chunks, "GROUP", 3 * V)
+    case = Case()
+    keywords = {
+        "labels": case.labels,
+        "cross_entropy": 0.4,
+        "weight": case.weight,
+        "temperature": temperature,
+    }
+    expected = case.expected(wanted={"divergence": "forward_kl"}, **keywords)
+    assert_equal(case.found(**keywords, chunk=chunk), expected)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,18 @@ def test_training_from_the_store_is_training_with_the_teacher(
     assert metrics(tmp_path / "live") == metrics(tmp_path / "alone")
 
 
+def test_what_says_how_a_teacher_runs_is_named_where_none_runs(
+    tmp_path: Path, teacher_file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = experiment(**options(teacher_file), store={"path": str(tmp_path / "store")})
+    label(given)
+    only = next(iter(given.teachers.values()))
+    only.ahead, only.device = True, "cpu"
+    run(given, tmp_path / "run")
+    said = "Nothing comes of `ahead` and `device`: the outputs of the teacher are stored"
+    assert any(message.startswith(said) for message in caplog.messages)
+
+
 def test_the_store_holds_every_view_of_every_training_sample(
     tmp_path: Path, teacher_file: str
 ) -> None:

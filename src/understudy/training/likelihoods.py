@@ -181,12 +181,13 @@ def _batches(
             for batch in loader:
                 tokens = tokens_of(batch)
                 nats = torch.zeros(len(batch), dtype=torch.float64)
-                counts = torch.bincount(tokens.owners.cpu(), minlength=len(batch))
+                owners = tokens.owners.cpu()
+                counts = torch.bincount(owners, minlength=len(batch))
                 if len(tokens.labels):
                     found = predict_tokens(
                         lambda each: task.forward_tapped(tapped, each, "student"), [batch]
                     )
-                    nats.index_add_(0, tokens.owners.cpu(), -found.scores.nats)
+                    nats.index_add_(0, owners, -found.scores.nats)
                 records = np.empty(len(batch), RECORD)
                 for name, column in (("id", batch.index.cpu()), ("tokens", counts), ("nats", nats)):
                     records[name] = column.numpy()

@@ -7,7 +7,7 @@ from typing import Any
 
 from understudy import seeding
 from understudy.data.source import Split
-from understudy.errors import StoreError
+from understudy.errors import StoreError, called
 from understudy.evaluation.assessment import Answers
 from understudy.evaluation.predictions import Predictions
 from understudy.models.model import Model, fingerprint
@@ -67,6 +67,21 @@ def build_teacher(context: Context, name: str, given: ExperimentTeacher) -> Mode
         store.views,
         store.manifest.bytes / 1e6,
     )
+    idle = [
+        key
+        for key, value in (
+            ("precision", given.precision),
+            ("ahead", given.ahead or None),
+            ("device", given.device),
+        )
+        if value is not None
+    ]
+    if idle:
+        logger.warning(
+            "Nothing comes of %s: the outputs of the %s are stored, so it does not run beside the student.",
+            " and ".join(f"`{key}`" for key in idle),
+            called(name),
+        )
     return StoredModel(store, build if given.build is not None else None)
 
 
