@@ -1,7 +1,7 @@
 """Time and peak memory of a language model's head with a divergence, forward and backward.
 
     python benchmarks/vocabulary.py [--tokens 1024] [--rounds 5] [--sizes 32000:256:512 151936:512:1024]
-        [--types bfloat16 float32] [--compiled]
+        [--types bfloat16 float32] [--compiled] [--keep]
 
 Contenders, all for T^2 * KL(teacher || student) at T = 2 over all tokens, with gradients for hidden states and head:
 
@@ -38,6 +38,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from understudy import objectives
+from understudy.training.host_memory import keep_freed_memory
 
 TEMPERATURE = 2.0
 CHUNK = 256
@@ -226,12 +227,19 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["32000:256:512", "151936:512:1024"])
     parser.add_argument("--types", nargs="+", default=list(TYPES), choices=list(TYPES))
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument(
+        "--keep", action="store_true", help="let the process keep freed memory, as training does"
+    )
     parser.add_argument("--peak", help="measure the memory of one contender in this process")
     given = parser.parse_args()
     if given.peak:
         print(json.dumps(measure_peak(given.peak, given.tokens, given.sizes[0], given.types[0])))
         return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    kept = given.keep and keep_freed_memory()
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+        + (", freed memory is kept" if kept else "")
+    )
     for size in given.sizes:
         for kind in given.types:
             table(given.tokens, size, kind, given.rounds, given.compiled)
